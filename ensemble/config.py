@@ -1,0 +1,154 @@
+"""Triton's config.pbtxt for every model of the repository, built from the spec as protobuf messages.
+
+Field reference: `model_config.proto` of triton-inference-server/common. Step parameters are Triton's only channel from
+the configuration to a Python step, which is why numbers such as the target success rate travel there as strings.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType as TritonDataType
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
+
+from ensemble.spec import Spec, Step, Tensor
+
+PREPROCESS, CORE, POSTPROCESS = "preprocess", "core", "postprocess"
+FULL_WINDOW_LENGTH = "full_window_length"  # the file in a step's warmup/ folder
+
+
+def repository(spec: Spec) -> dict[str, ModelConfig]:
+    """Every model's configuration by its folder name: the three steps and the ensemble over them."""
+    configs = [_preprocess(spec), _core(spec), _postprocess(spec), _ensemble(spec)]
+    return {config.name: config for config in configs}
+
+
+def files(spec: Spec) -> dict[str, bytes]:
+    """Every file of the repository that follows from the spec alone, by its path relative to the repository.
+
+    These are the config.pbtxt files and what warm-up reads from disk.
+    """
+    derived = {}
+    for name, config in repository(spec).items():
+        derived[f"{name}/config.pbtxt"] = to_text(config).encode()
+        for sample in config.model_warmup:
+            if any(data.input_data_file for data in sample.inputs.values()):
+                derived[f"{name}/warmup/{FULL_WINDOW_LENGTH}"] = struct.pack("<i", spec.model.window)
+    return derived
+
+
+def to_text(config: ModelConfig) -> str:
+    """The message as protobuf text, with a first line that keeps people from editing it by hand."""
+    return "# Generated from the spec by `make repo`: change the spec, not this file.\n" + text_format.MessageToString(
+        config, use_index_order=True
+    )
+
+
+def _preprocess(spec: Spec) -> ModelConfig:
+    t = spec.tensors
+    config = _python_step(spec, PREPROCESS, spec.steps.preprocess)
+    config.input.extend([_ragged_input(spec, t.problem_ids), _ragged_input(spec, t.responses)])
+    config.output.extend(_output(spec, x) for x in (t.recent_problem_ids, t.recent_responses, t.lengths))
+    _parameters(
+        config,
+        problems=spec.model.problems,
+        # Without the selection inside the core there is no row that a learner without history could be answered from.
+        shortest_history=0 if spec.reduce.where == "core" else 1,
+    )
+    _warmup(spec, config)
+    return config
+
+
+def _core(spec: Spec) -> ModelConfig:
+    t, step = spec.tensors, spec.steps.core
+    config = ModelConfig(name=CORE, platform="onnxruntime_onnx", max_batch_size=spec.batching.max_batch_size)
+    config.input.extend([_input(spec, t.recent_problem_ids), _input(spec, t.recent_responses)])
+    if spec.reduce.where == "core":
+        config.input.append(_input(spec, t.lengths))
+    config.output.append(_output(spec, spec.core_output))
+    kind = ModelInstanceGroup.KIND_CPU if step.device == "cpu" else ModelInstanceGroup.KIND_GPU
+    config.instance_group.add(count=step.instances, kind=kind)
+    config.dynamic_batching.max_queue_delay_microseconds = step.queue_delay_us
+    _parameters(config, intra_op_thread_count=step.intra_op_threads)
+    _warmup(spec, config)
+    return config
+
+
+def _postprocess(spec: Spec) -> ModelConfig:
+    t = spec.tensors
+    config = _python_step(spec, POSTPROCESS, spec.steps.postprocess)
+    # The request's own history, not the truncated one: what was answered 600 interactions ago is answered all the same.
+    config.input.extend([_input(spec, spec.core_output), _ragged_input(spec, t.problem_ids)])
+    if spec.reduce.where == "postprocess":
+        config.input.append(_input(spec, t.lengths))
+    config.output.extend(_output(spec, x) for x in (t.probabilities, t.next_problem_ids, t.next_problem_probabilities))
+    _parameters(config, target_success_rate=spec.next_problems.target_success_rate)
+    _warmup(spec, config)
+    return config
+
+
+def _ensemble(spec: Spec) -> ModelConfig:
+    t = spec.tensors
+    config = ModelConfig(name=spec.model.name, platform="ensemble", max_batch_size=spec.batching.max_batch_size)
+    config.input.extend(_input(spec, x) for x in (t.problem_ids, t.responses))
+    config.output.extend(_output(spec, x) for x in (t.probabilities, t.next_problem_ids, t.next_problem_probabilities))
+    for step in (_preprocess(spec), _core(spec), _postprocess(spec)):
+        # Every tensor has one name in the whole repository, so the wiring is the identity.
+        config.ensemble_scheduling.step.add(
+            model_name=step.name,
+            model_version=-1,
+            input_map={x.name: x.name for x in step.input},
+            output_map={x.name: x.name for x in step.output},
+        )
+    return config
+
+
+def _python_step(spec: Spec, name: str, step: Step) -> ModelConfig:
+    config = ModelConfig(name=name, backend="python", max_batch_size=spec.batching.max_batch_size)
+    config.instance_group.add(count=step.instances, kind=ModelInstanceGroup.KIND_CPU)
+    # Waiting here would be paid a second time: a step that batches without a delay takes what is queued already.
+    config.dynamic_batching.max_queue_delay_microseconds = 0
+    return config
+
+
+def _input(spec: Spec, tensor: Tensor) -> ModelInput:
+    message = ModelInput(name=tensor.name, data_type=_dtype(tensor), dims=spec.dims(tensor) or [1])
+    if not tensor.shape:
+        # Triton knows no scalar a learner: [1] on the outside, and the model gets [batch] instead of [batch, 1].
+        message.reshape.SetInParent()
+    return message
+
+
+def _ragged_input(spec: Spec, tensor: Tensor) -> ModelInput:
+    """An input whose length may differ between the requests of one batch; the step takes them one by one."""
+    message = _input(spec, tensor)
+    message.allow_ragged_batch = True
+    return message
+
+
+def _output(spec: Spec, tensor: Tensor) -> ModelOutput:
+    return ModelOutput(name=tensor.name, data_type=_dtype(tensor), dims=spec.dims(tensor) or [1])
+
+
+def _dtype(tensor: Tensor) -> TritonDataType.ValueType:
+    return TritonDataType.Value(f"TYPE_{tensor.dtype}")
+
+
+def _parameters(config: ModelConfig, **values: object) -> None:
+    for key, value in values.items():
+        config.parameters[key].string_value = str(value)
+
+
+def _warmup(spec: Spec, config: ModelConfig) -> None:
+    """A full window for one learner: memory arenas, thread pools and code paths are warm before the first request."""
+    sample = config.model_warmup.add(name="full_window", batch_size=1)
+    for tensor in config.input:
+        data = sample.inputs[tensor.name]
+        data.data_type = tensor.data_type
+        data.dims.extend(spec.model.window if dim == -1 else dim for dim in tensor.dims)
+        if tensor.name == spec.tensors.lengths.name:
+            # What Triton can make up by itself is zeros, and a length of zero would warm up the cold start alone.
+            data.input_data_file = FULL_WINDOW_LENGTH
+        else:
+            data.zero_data = True

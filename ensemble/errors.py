@@ -1,0 +1,33 @@
+"""Errors that a person can act on: what was given, where, what is allowed, what to do."""
+
+
+class LastrowError(Exception):
+    """Base of every error this project raises on purpose. Command lines print it as one line, without a traceback."""
+
+
+class SpecError(LastrowError):
+    """The spec is missing, is not TOML, or says something that cannot be served."""
+
+
+class HistoryError(LastrowError):
+    """A learner's history is not one: bad ids, bad responses, unequal lengths, an unreadable file."""
+
+
+class ServingError(LastrowError):
+    """The server could not be asked, or answered with an error. `status` is gRPC's name for it, e.g. "UNAVAILABLE"."""
+
+    def __init__(self, message: str, status: str = "UNKNOWN") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class InvalidRequestError(ServingError):
+    """The server refused the request as malformed. Sending it again unchanged cannot succeed."""
+
+
+class DeadlineExceededError(ServingError):
+    """No answer arrived within the deadline."""
+
+
+class UnavailableError(ServingError):
+    """The server cannot be reached, is not ready, or sheds load; every allowed retry was used."""

@@ -1,0 +1,200 @@
+"""The spec: typed objects read from one TOML file. Every name, shape, dtype and limit comes from here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ensemble.errors import SpecError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_SPEC = Path(__file__).with_name("spec.toml")
+
+Dim = Annotated[int, Field(ge=-1)] | Literal["problems", "window", "next"]
+Count = Annotated[int, Field(ge=1)]
+# A tensor or model name ends up in file names, URLs and protobuf text: keep it to what is safe in all three.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class _Table(BaseModel):
+    """A TOML table. A key that means nothing is an error: it is almost always a typing mistake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(_Table):
+    """The served model: its name, N (problems) and T (window, interactions)."""
+
+    name: Name
+    problems: Count
+    window: Count
+
+
+class Network(_Table):
+    """The reference architecture's dimensions."""
+
+    type: Literal["dkt"]
+    embedding: Count
+    hidden: Count
+
+
+class Reduce(_Table):
+    """Where the wanted row is selected: inside the ONNX core, or in the Python postprocess step."""
+
+    where: Literal["core", "postprocess"] = "core"
+
+
+class Export(_Table):
+    """ONNX export. Opset 18 is the newest that the exporter emits natively and every supported backend reads."""
+
+    opset: Annotated[int, Field(ge=18, le=21)] = 18
+
+
+class NextProblems(_Table):
+    """How many unanswered problems are proposed, and the success rate they should be nearest to."""
+
+    count: Count
+    target_success_rate: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Parity(_Table):
+    """The largest absolute difference of two stages' probabilities that still counts as the same answer."""
+
+    max_abs_difference: Annotated[float, Field(gt=0)]
+
+
+class Batching(_Table):
+    """Learners a request, and learners a batch of each step."""
+
+    max_batch_size: Count
+
+
+class Step(_Table):
+    """A Python step."""
+
+    instances: Count = 1
+
+
+class CoreStep(Step):
+    """The ONNX step. intra_op_threads 0 leaves the choice to ONNX Runtime; queue_delay_us is in microseconds."""
+
+    queue_delay_us: Annotated[int, Field(ge=0)] = 0
+    intra_op_threads: Annotated[int, Field(ge=0)] = 0
+    device: Literal["cpu", "gpu"] = "cpu"
+
+
+class Steps(_Table):
+    """The three composing models, by their names in the repository."""
+
+    preprocess: Step = Step()
+    core: CoreStep = CoreStep()
+    postprocess: Step = Step()
+
+
+class Tensor(_Table):
+    """A tensor's type and a learner's shape, without the batch axis. name defaults to the tensor's role."""
+
+    dtype: Literal["INT32", "INT64", "FP16", "FP32"]
+    shape: list[Dim]
+    name: Name = "_"  # replaced by the role in Tensors
+
+
+class Tensors(_Table):
+    """Every tensor by its role."""
+
+    problem_ids: Tensor
+    responses: Tensor
+    recent_problem_ids: Tensor
+    recent_responses: Tensor
+    lengths: Tensor
+    logits: Tensor
+    all_logits: Tensor
+    probabilities: Tensor
+    next_problem_ids: Tensor
+    next_problem_probabilities: Tensor
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_default_to_roles(cls, table: object) -> object:
+        if not isinstance(table, dict):
+            return table
+        return {role: {"name": role, **t} if isinstance(t, dict) else t for role, t in table.items()}
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Tensors:
+        names = [tensor.name for _, tensor in self]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(
+                f"two tensors are named {twice[0]!r}; an ensemble wires tensors by name, so each needs its own"
+            )
+        return self
+
+
+class Spec(_Table):
+    """A served model, whole. Read one with `Spec.read(path)`."""
+
+    model: Model
+    network: Network
+    reduce: Reduce = Reduce()
+    export: Export = Export()
+    next_problems: NextProblems
+    parity: Parity
+    batching: Batching
+    steps: Steps = Steps()
+    tensors: Tensors
+
+    @model_validator(mode="after")
+    def _proposals_fit(self) -> Spec:
+        if self.next_problems.count > self.model.problems:
+            raise ValueError(
+                f"next_problems.count is {self.next_problems.count}, but there are only "
+                f"{self.model.problems} problems (model.problems)"
+            )
+        return self
+
+    @classmethod
+    def read(cls, path: str | Path = DEFAULT_SPEC) -> Spec:
+        """Read and check a spec file.
+
+        Raises:
+            SpecError: the file is missing, is not TOML, or a value is not allowed; names file, key, value and rule.
+        """
+        path = Path(path)
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as e:
+            raise SpecError(
+                f"cannot read the spec {path}: {e.strerror}. Pass an existing file, e.g. {DEFAULT_SPEC}"
+            ) from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise SpecError(f"{path} is not a TOML file: {e}") from e
+        try:
+            return cls.model_validate(table)
+        except ValidationError as e:
+            raise SpecError(f"{path}: " + "; ".join(_explain(error) for error in e.errors())) from e
+
+    def dims(self, tensor: Tensor) -> list[int]:
+        """A tensor's shape a learner in numbers; -1 stands for any length."""
+        named = {"problems": self.model.problems, "window": self.model.window, "next": self.next_problems.count}
+        return [named[d] if isinstance(d, str) else d for d in tensor.shape]
+
+    @property
+    def core_output(self) -> Tensor:
+        """What the core emits: the wanted row's logits, or every row's where postprocess selects."""
+        return self.tensors.logits if self.reduce.where == "core" else self.tensors.all_logits
+
+
+def _explain(error: object) -> str:
+    """One pydantic error as "key = value: rule"."""
+    assert isinstance(error, dict)
+    key = ".".join(str(part) for part in error["loc"]) or "spec"
+    given = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f" = {error['input']!r}"
+    return f"{key}{given}: {error['msg']}"
