@@ -1,0 +1,409 @@
+"""Triton's `onnxruntime` backend as a Python-based backend, for servers that come without the native one.
+
+It reads the config.pbtxt keys that the native backend reads (github.com/triton-inference-server/onnxruntime_backend) and
+refuses at load what that one refuses at load, so that a repository which is served here is served there. `reshape` is
+not seen here: Triton's core applies it before a backend gets a tensor.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+DEFAULT_FILE = "model.onnx"
+DEFAULT_MAX_BATCH_SIZE = 4  # the native backend's default-max-batch-size
+
+TRITON_TYPES = {
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32",
+    "tensor(uint64)": "TYPE_UINT64",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(float)": "TYPE_FP32",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(string)": "TYPE_STRING",
+}
+
+# optimization.graph.level as the native backend maps it; every other level means all optimisations.
+GRAPH_LEVELS = {
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+# Deprecated parameters of the CUDA provider that stand at the top level, and their values by number.
+CUDA_PARAMETERS = {
+    "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+    "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+    "gpu_mem_limit": None,
+    "do_copy_in_default_stream": None,
+}
+SESSION_PARAMETERS = {
+    "intra_op_thread_count",
+    "inter_op_thread_count",
+    "execution_mode",
+    "enable_mem_arena",
+    "enable_mem_pattern",
+    "session.use_device_allocator_for_initializers",
+    "memory.enable_memory_arena_shrinkage",
+}
+# Triton calls these TensorRT options by shorter names than ONNX Runtime does.
+TENSORRT_OPTIONS = {
+    "max_workspace_size_bytes": "trt_max_workspace_size",
+    "int8_calibration_table_name": "trt_int8_calibration_table_name",
+    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+}
+TENSORRT_PRECISIONS = {
+    "FP32": None,
+    "FP16": "trt_fp16_enable",
+    "BF16": "trt_bf16_enable",
+    "INT8": "trt_int8_enable",
+}
+TRITON_OPTIMIZATION = {"graph", "execution_accelerators", "input_pinned_memory", "output_pinned_memory", "priority"}
+
+
+class ConfigError(ValueError):
+    """config.pbtxt asks for something that cannot be served; the message is what Triton shows at load."""
+
+
+def parameters(config):
+    """config.pbtxt's `parameters` as a plain {key: text}."""
+    return {key: entry["string_value"] for key, entry in config.get("parameters", {}).items()}
+
+
+def integer(values, key):
+    """A numeric parameter, 0 where it is not given.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    text = values.get(key, "0")
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"parameter {key} is {text!r}: give a whole number, 0 for ONNX Runtime's default") from None
+
+
+def boolean(key, text):
+    """A yes/no parameter as the native backend reads it: true, on, 1 or false, off, 0."""
+    if text.lower() in ("true", "on", "1"):
+        return True
+    if text.lower() in ("false", "off", "0"):
+        return False
+    raise ConfigError(f"parameter {key} is {text!r}: allowed are true, on, 1, false, off and 0")
+
+
+def session_options(config):
+    """ONNX Runtime's SessionOptions from optimization.graph and the session's parameters.
+
+    Raises:
+        ConfigError: a value is no number, no yes/no, or outside its range.
+    """
+    options = ort.SessionOptions()
+    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+    options.graph_optimization_level = GRAPH_LEVELS.get(level, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    values = parameters(config)
+    mode = integer(values, "execution_mode")
+    if mode not in (0, 1):
+        raise ConfigError(f"parameter execution_mode is {mode}: allowed are 0 (sequential) and 1 (parallel)")
+    options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if mode else ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = max(integer(values, "intra_op_thread_count"), 0)
+    options.inter_op_num_threads = max(integer(values, "inter_op_thread_count"), 0)
+    if "enable_mem_arena" in values:
+        options.enable_cpu_mem_arena = boolean("enable_mem_arena", values["enable_mem_arena"])
+    if "enable_mem_pattern" in values:
+        options.enable_mem_pattern = boolean("enable_mem_pattern", values["enable_mem_pattern"])
+    allocator = "session.use_device_allocator_for_initializers"
+    if allocator in values:
+        options.add_session_config_entry(allocator, values[allocator])
+    return options
+
+
+def providers(config, kind, device):
+    """ONNX Runtime's execution providers, first choice first, as (name, options).
+
+    Args:
+        kind: "CPU" or "GPU", the instance's.
+        device: its GPU's number, ignored on the CPU.
+
+    Raises:
+        ConfigError: an unknown accelerator, or an unknown option of one.
+    """
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    for accelerator in accelerators.get("cpu_execution_accelerator", []):
+        raise ConfigError(f"unknown Execution Accelerator '{accelerator['name']}' on the CPU: none is built in")
+    chosen = []
+    if kind == "GPU":
+        cuda = {"device_id": str(device), **_deprecated_cuda_options(parameters(config))}
+        for accelerator in accelerators.get("gpu_execution_accelerator", []):
+            name, options = accelerator["name"], accelerator.get("parameters", {})
+            if name == "tensorrt":
+                chosen.append(("TensorrtExecutionProvider", {"device_id": str(device), **_tensorrt_options(options)}))
+            elif name == "cuda":
+                cuda.update(options)
+            else:
+                raise ConfigError(f"unknown Execution Accelerator '{name}' on the GPU: allowed are cuda and tensorrt")
+        chosen.append(("CUDAExecutionProvider", cuda))
+    return [*chosen, ("CPUExecutionProvider", {})]
+
+
+def _deprecated_cuda_options(values):
+    options = {}
+    for key, names in CUDA_PARAMETERS.items():
+        if key not in values:
+            continue
+        if names is None:
+            options[key] = values[key]
+            continue
+        number = integer(values, key)
+        if not 0 <= number < len(names):
+            raise ConfigError(f"parameter {key} is {number}: allowed are 0 to {len(names) - 1}")
+        options[key] = names[number]
+    return options
+
+
+def _tensorrt_options(values):
+    options = {}
+    for key, text in values.items():
+        if key == "precision_mode":
+            if text not in TENSORRT_PRECISIONS:
+                raise ConfigError(f"precision_mode is {text!r}: allowed are {', '.join(TENSORRT_PRECISIONS)}")
+            if TENSORRT_PRECISIONS[text]:
+                options[TENSORRT_PRECISIONS[text]] = "1"
+        elif key in TENSORRT_OPTIONS:
+            options[TENSORRT_OPTIONS[key]] = text
+        elif key.startswith("trt_"):
+            options[key] = text
+        else:
+            raise ConfigError(f"unknown parameter '{key}' for the TensorRT Execution Accelerator")
+    return options
+
+
+def unknown_keys(config):
+    """Names of settings that are in config.pbtxt and that this backend does not act on."""
+    known = SESSION_PARAMETERS | set(CUDA_PARAMETERS)
+    unknown = [f"parameters.{key}" for key in parameters(config) if key not in known]
+    optimization = config.get("optimization", {})
+    unknown += [f"optimization.{key}" for key in optimization if key not in TRITON_OPTIMIZATION]
+    return sorted(unknown)
+
+
+def validate(config, inputs, outputs):
+    """Hold config.pbtxt against the ONNX model, as the native backend does when it loads.
+
+    Args:
+        inputs, outputs: onnxruntime NodeArgs of the session: name, type, shape.
+
+    Raises:
+        ConfigError: names model, tensor, what the model has and what the configuration says.
+    """
+    name = config["name"]
+    required = [tensor for tensor in config["input"] if not tensor.get("optional")]
+    if len(required) != len(inputs):
+        raise ConfigError(
+            f"unable to load model '{name}', configuration expects {len(required)} inputs, "
+            f"model provides {len(inputs)}: {', '.join(i.name for i in inputs)}"
+        )
+    _validate_tensors(config, "input", inputs, exact=False)
+    _validate_tensors(config, "output", outputs, exact=True)
+
+
+def _validate_tensors(config, direction, model_tensors, exact):
+    """exact: a free axis of the model has to be free in the configuration too, as the native backend asks of outputs."""
+    name, by_name = config["name"], {tensor.name: tensor for tensor in model_tensors}
+    for tensor in config[direction]:
+        found = by_name.get(tensor["name"])
+        if found is None:
+            raise ConfigError(
+                f"unexpected inference {direction} '{tensor['name']}' for model '{name}', "
+                f"allowed {direction}s are: {', '.join(by_name)}"
+            )
+        provided = TRITON_TYPES.get(found.type, found.type)
+        if tensor["data_type"] != provided:
+            raise ConfigError(
+                f"unable to load model '{name}', configuration expects datatype {tensor['data_type']} for {direction} "
+                f"'{tensor['name']}', model provides {provided}"
+            )
+        if config["max_batch_size"] > 0 and tensor.get("optional"):
+            raise ConfigError(
+                f"unable to load model '{name}', optional input '{tensor['name']}' is not supported for models that "
+                "support batching"
+            )
+        _validate_shape(config, tensor, free_axes(found), exact)
+
+
+def free_axes(tensor):
+    """An ONNX Runtime NodeArg's shape with -1 for every axis that the model leaves open."""
+    return [axis if isinstance(axis, int) else -1 for axis in tensor.shape]
+
+
+def _validate_shape(config, tensor, shape, exact):
+    name, where = config["name"], f"model '{config['name']}', tensor '{tensor['name']}'"
+    dims = [int(d) for d in tensor["reshape"].get("shape", [])] if "reshape" in tensor else None
+    dims = [int(d) for d in tensor["dims"]] if dims is None else dims
+    batched = config["max_batch_size"] > 0
+    if not batched and not shape:
+        if any(dim != 1 for dim in dims):
+            raise ConfigError(f"unable to load model '{name}', scalar tensor '{tensor['name']}' needs dims of 1")
+        return
+    if batched and (not shape or shape[0] != -1):
+        raise ConfigError(
+            f"{where}: for the model to support batching the shape should have at least 1 dimension and the first "
+            f"dimension must be -1; but shape expected by the model is {shape}"
+        )
+    full = [-1, *dims] if batched else dims
+    if len(full) != len(shape) or any(
+        (exact or axis != -1) and axis != given for axis, given in zip(shape, full)
+    ):
+        raise ConfigError(
+            f"{where}: the model expects {len(shape)} dimensions (shape {shape}) but the model configuration specifies "
+            f"{len(full)} dimensions ({'the batch and ' if batched else ''}the dims, or reshape, make shape {full})"
+        )
+
+
+def complete(config, inputs, outputs):
+    """Fill in what an incomplete configuration leaves to the model: inputs, outputs, batch size, dynamic batching.
+
+    Changes `config`, in the JSON form of ModelConfig. One that names inputs and outputs is left alone.
+    """
+    if config["input"] and config["output"]:
+        return
+    batching = all(free_axes(tensor)[:1] == [-1] for tensor in [*inputs, *outputs])
+    if batching and config["max_batch_size"] == 0:
+        config["max_batch_size"] = DEFAULT_MAX_BATCH_SIZE
+    elif not batching and config["max_batch_size"] > 0:
+        raise ConfigError(
+            f"autofill failed for model '{config['name']}': model does not support batching while non-zero "
+            "max_batch_size is specified"
+        )
+    if config["max_batch_size"] > 1 and "sequence_batching" not in config:
+        config.setdefault("dynamic_batching", {})
+    for direction, tensors in (("input", inputs), ("output", outputs)):
+        if not config[direction]:
+            config[direction] = [_described(tensor, batching) for tensor in tensors]
+
+
+def _described(tensor, batching):
+    dims = free_axes(tensor)[1 if batching else 0 :]
+    described = {"name": tensor.name, "data_type": TRITON_TYPES[tensor.type], "dims": dims or [1]}
+    if not dims and batching:
+        described["reshape"] = {"shape": []}
+    return described
+
+
+def model_file(config, version_folder):
+    """Where the ONNX file lies: default_model_filename or model.onnx; a folder of that name holds model.onnx.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(version_folder) / (config.get("default_model_filename") or DEFAULT_FILE)
+    if path.is_dir():
+        path = path / DEFAULT_FILE
+    if not path.exists():
+        raise ConfigError(f"unable to find '{path}' for model '{config['name']}'")
+    return path
+
+
+def open_session(config, path, kind, device):
+    """An ONNX Runtime session on the wanted device.
+
+    Raises:
+        ConfigError: the file is no ONNX model, or the GPU's provider does not start here.
+    """
+    wanted = providers(config, kind, device)
+    try:
+        session = ort.InferenceSession(str(path), session_options(config), providers=wanted)
+    except (ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.Fail, ort_errors.InvalidArgument) as e:
+        raise ConfigError(f"unable to load model '{config['name']}' from '{path}': {e}") from e
+    # ONNX Runtime goes on without a provider that fails to start. An instance on the GPU would be served by the CPU.
+    missing = [name for name, _ in wanted if name not in session.get_providers()]
+    if missing:
+        raise ConfigError(
+            f"unable to load model '{config['name']}': instance of KIND_{kind} on device {device} needs {missing[0]}, "
+            f"which does not start here; running are {', '.join(session.get_providers())}. Is there a GPU, and are its "
+            "CUDA libraries installed? Otherwise use KIND_CPU"
+        )
+    return session
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config):
+        config = auto_complete_model_config.as_dict()
+        if not (config["input"] and config["output"]):
+            # Triton tells this hook nothing of the model's place, but starts the process with it as first argument.
+            command = Path(f"/proc/{os.getpid()}/cmdline").read_bytes().split(b"\0")
+            path = model_file(config, Path(os.fsdecode(command[1])).parent)
+            session = open_session(config, path, "CPU", 0)
+            complete(config, session.get_inputs(), session.get_outputs())
+        return auto_complete_model_config
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        for key in unknown_keys(config):
+            pb_utils.Logger.log_warn(f"model '{config['name']}': {key} has no effect on this onnxruntime backend")
+        path = model_file(config, Path(args["model_repository"]) / args["model_version"])
+        kind, device = args["model_instance_kind"], int(args["model_instance_device_id"])
+        self.session = open_session(config, path, kind, device)
+        validate(config, self.session.get_inputs(), self.session.get_outputs())
+        self.input_names = [tensor["name"] for tensor in config["input"]]
+        self.output_names = [tensor["name"] for tensor in config["output"]]
+        self.batching = config["max_batch_size"] > 0
+        self.run_options = ort.RunOptions()
+        shrinkage = parameters(config).get("memory.enable_memory_arena_shrinkage")
+        if shrinkage:
+            self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", shrinkage)
+
+    def execute(self, requests):
+        if len(requests) == 1 or not self.batching:
+            return [self._run([request])[0] for request in requests]
+        return self._run(requests)
+
+    def _run(self, requests):
+        """One session.run for all the requests; their learners are rows of one batch."""
+        inputs = [self._inputs(request) for request in requests]
+        try:
+            if len(requests) == 1:
+                feeds = inputs[0]
+            else:
+                feeds = {name: np.concatenate([given[name] for given in inputs]) for name in inputs[0]}
+            wanted = {name for request in requests for name in request.requested_output_names()}
+            names = [name for name in self.output_names if name in wanted]
+            outputs = self.session.run(names, feeds, self.run_options)
+        except (ValueError, RuntimeError, *_ORT_ERRORS) as e:
+            if len(requests) > 1:
+                # One request spoils the batch: each alone tells which, and the others get their answers.
+                return [self._run([request])[0] for request in requests]
+            invalid = isinstance(e, (ValueError, ort_errors.InvalidArgument))
+            code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(e), code))]
+        if len(requests) == 1:
+            return [self._response(names, outputs)]
+        ends = np.cumsum([len(next(iter(given.values()))) for given in inputs])[:-1]
+        pieces = zip(*(np.split(output, ends) for output in outputs))
+        return [self._response(names, piece) for piece in pieces]
+
+    def _inputs(self, request):
+        tensors = ((name, pb_utils.get_input_tensor_by_name(request, name)) for name in self.input_names)
+        return {name: tensor.as_numpy() for name, tensor in tensors if tensor is not None}  # None: optional, not sent
+
+    @staticmethod
+    def _response(names, values):
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in zip(names, values)])
+
+
+_ORT_ERRORS = tuple(
+    error
+    for error in vars(ort_errors).values()
+    if isinstance(error, type) and issubclass(error, Exception) and error.__module__ == ort_errors.__name__
+)

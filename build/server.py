@@ -1,0 +1,315 @@
+"""The tritonserver that serves a repository: the one on the PATH, else the one inside the nvidia-pytriton wheel.
+
+That wheel has tritonserver and its Python backend but no ONNX Runtime backend; `build/backends` supplies one. Its parts
+are put together once, in a folder of their own, because Triton wants the Python stub beside its backend library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import tritonclient.grpc as grpcclient
+
+from build import ARTIFACTS
+from ensemble.errors import LastrowError
+
+PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}  # tritonserver's own defaults
+LOOPBACK = "127.0.0.1"
+
+
+class ServerError(LastrowError):
+    """tritonserver cannot be found, cannot run here, or did not become ready."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A tritonserver that can be started: its file, the arguments it needs first, and its environment."""
+
+    executable: Path
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    embedded: bool
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """The whole command line. A --backend-directory among `arguments` wins over the installation's own."""
+        given = any(a.split("=")[0] == "--backend-directory" for a in arguments)
+        return [str(self.executable), *(() if given else self.arguments), *arguments]
+
+
+def find() -> Installation:
+    """The tritonserver on the PATH, used as it is; else the embedded one, checked and put together.
+
+    Raises:
+        ServerError: there is neither, or the embedded one lacks something; says what to install.
+    """
+    ours = Path(sys.prefix) / "bin" / "tritonserver"
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        candidate = Path(folder or ".") / "tritonserver"
+        is_file = candidate.is_file() and os.access(candidate, os.X_OK)
+        if is_file and not (ours.exists() and candidate.samefile(ours)):
+            return Installation(candidate.resolve(), (), dict(os.environ), embedded=False)
+    return _embedded()
+
+
+def _embedded() -> Installation:
+    package = importlib.util.find_spec("pytriton")
+    if package is None or not package.submodule_search_locations:
+        raise ServerError("no tritonserver on the PATH and no nvidia-pytriton installed; run `make setup` for the latter")
+    root = Path(package.submodule_search_locations[0])
+    server, libraries = root / "tritonserver", root.parent / "nvidia_pytriton.libs"
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / python / "triton_python_backend_stub"
+    if not stub.is_file():
+        offered = sorted((p.name for p in (server / "python_backend_stubs").glob("3.*")), key=lambda v: int(v[2:]))
+        raise ServerError(f"the embedded tritonserver has no Python stub for {python}; use Python {', '.join(offered)}")
+    if not libraries.is_dir():
+        raise ServerError(f"{libraries} is missing; reinstall with `pip install --force-reinstall nvidia-pytriton`")
+    numpy = importlib.metadata.version("numpy")
+    if int(numpy.split(".")[0]) >= 2:
+        raise ServerError(
+            f"numpy {numpy} is installed, and under numpy 2 the embedded tritonserver's Python stub answers every output "
+            "with zero bytes; run `pip install 'numpy<2'`"
+        )
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ServerError("onnxruntime is not installed; run `pip install onnxruntime-gpu` (it runs without a GPU too)")
+    environment = dict(os.environ)
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+        filter(None, (str(libraries), os.environ.get("LD_LIBRARY_PATH")))
+    )
+    # The stub looks for its standard library and packages where the first python3 on the PATH has them.
+    environment["PATH"] = os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)))
+    backends = _backends(server, stub)
+    return Installation(
+        server / "bin" / "tritonserver", (f"--backend-directory={backends}",), environment, embedded=True
+    )
+
+
+def _backends(server: Path, stub: Path) -> Path:
+    """The backend folder, its parts copied side by side: Triton refuses a library that links out of its folder."""
+    parts = {
+        "python/libtriton_python.so": server / "backends" / "python" / "libtriton_python.so",
+        "python/triton_python_backend_utils.py": server / "backends" / "python" / "triton_python_backend_utils.py",
+        "python/triton_python_backend_stub": stub,
+        "onnxruntime/model.py": Path(__file__).with_name("backends") / "onnxruntime" / "model.py",
+    }
+    digest = hashlib.sha256()
+    for name, source in parts.items():
+        if not source.is_file():
+            raise ServerError(f"{source} is missing; reinstall with `pip install --force-reinstall nvidia-pytriton`")
+        digest.update(name.encode() + source.read_bytes())
+    # Named by its content: what is there is complete, and a server that runs from it keeps it while another is made.
+    folder = ARTIFACTS / "backends" / digest.hexdigest()[:16]
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            for name, source in parts.items():
+                target = Path(aside) / "whole" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+            with contextlib.suppress(FileExistsError, OSError):  # another process was first, with the same content
+                (Path(aside) / "whole").rename(folder)
+        if not folder.is_dir():
+            raise ServerError(f"cannot write {folder}; check the disk and its permissions")
+    return folder
+
+
+def check_ports(arguments: Sequence[str]) -> None:
+    """Refuse to start where a port is taken, before minutes are spent on loading models.
+
+    Args:
+        arguments: tritonserver's own; its defaults stand for what is not given.
+
+    Raises:
+        ServerError: names the port, its option and the address.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option, port in PORTS.items():
+        parser.add_argument(f"--{option}", type=int, default=port)
+        parser.add_argument(f"--{option.replace('port', 'address')}", default="0.0.0.0")  # noqa: S104 Triton's default
+        parser.add_argument(f"--allow-{option.split('-')[0]}", default="true")
+    given = vars(parser.parse_known_args(arguments)[0])
+    for option in PORTS:
+        key = option.replace("-", "_")
+        protocol = option.split("-")[0]
+        if given[f"allow_{protocol}"].lower() in ("false", "0"):
+            continue
+        port, address = given[key], given[key.replace("port", "address")]
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as e:
+                raise ServerError(
+                    f"port {port} on {address} is not free ({e.strerror}); stop what listens there, or choose another "
+                    f"with --{option} (make serve: {protocol.upper()}_PORT=)"
+                ) from e
+
+
+def free_ports(count: int = 3) -> list[int]:
+    """Ports on loopback that nothing listens on now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+class Server:
+    """A tritonserver on loopback and free ports, for as long as a `with` block runs.
+
+    Example:
+        with Server(Path("models")) as server:
+            Client(server.grpc_url).predict(history)
+
+    Raises:
+        ServerError: it ended or was not ready in time; the message carries what Triton said, and where its log lies.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        arguments: Sequence[str] = (),
+        log: Path | None = None,
+        timeout_s: float = 180.0,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        """arguments: more of tritonserver's own. waiting: called a few times a second until the server is ready."""
+        self.repository = repository
+        self._arguments = arguments
+        self._timeout_s = timeout_s
+        self._waiting = waiting
+        self.log = log or ARTIFACTS / "tritonserver.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        if not self.repository.is_dir():
+            raise ServerError(f"there is no model repository {self.repository}; run `make repo` first")
+        http, grpc, metrics = free_ports()
+        self.http_url, self.grpc_url = f"{LOOPBACK}:{http}", f"{LOOPBACK}:{grpc}"
+        self.metrics_url = f"http://{LOOPBACK}:{metrics}/metrics"
+        arguments = [
+            f"--model-repository={self.repository.resolve()}",
+            *loopback(),
+            f"--http-port={http}",
+            f"--grpc-port={grpc}",
+            f"--metrics-port={metrics}",
+            *self._arguments,
+        ]
+        installation = find()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                installation.command(arguments),
+                env=installation.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _wait_until_ready(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + self._timeout_s
+        with contextlib.closing(grpcclient.InferenceServerClient(self.grpc_url)) as client:
+            while time.monotonic() < deadline:
+                if self.process.poll() is not None:
+                    raise ServerError(
+                        f"tritonserver ended with exit code {self.process.returncode} while it started. "
+                        f"{failures(self.log)} The whole log: {self.log}"
+                    )
+                with contextlib.suppress(grpcclient.InferenceServerException):  # refused until the port is open
+                    if client.is_server_ready(client_timeout=1.0):
+                        return
+                self._waiting()
+                time.sleep(0.1)
+        raise ServerError(f"tritonserver was not ready after {self._timeout_s:.0f} s. The whole log: {self.log}")
+
+    def stop(self, timeout_s: float = 40.0) -> int | None:
+        """End the server as a supervisor would, with SIGTERM; with SIGKILL only if that does not end it in time.
+
+        Returns:
+            Its exit code; None if it never ran.
+        """
+        if self.process is None:
+            return None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        return self.process.returncode
+
+
+def loopback() -> list[str]:
+    """Arguments that keep every endpoint on this machine: listening wider is an explicit choice."""
+    return [f"--{protocol}-address={LOOPBACK}" for protocol in ("http", "grpc", "metrics")]
+
+
+def failures(log: Path) -> str:
+    """What a tritonserver log says about why models did not load, one line a cause."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    causes = re.findall(r"^[EF]\d{4} .*?\] \"?(.*?)\"?$", text, re.MULTILINE)
+    causes += re.findall(r"^error: (.*)$", text, re.MULTILINE)
+    return " ".join(dict.fromkeys(causes)) or "It gave no reason."
+
+
+def serve(repository: Path, arguments: Sequence[str] = ()) -> None:
+    """Become the tritonserver that serves `repository`, in the foreground; does not return.
+
+    Raises:
+        ServerError: a port is taken, the repository is missing, or there is no server.
+    """
+    if not repository.is_dir():
+        raise ServerError(f"there is no model repository {repository}; run `make repo` first")
+    _become([f"--model-repository={repository}", *arguments])
+
+
+def _become(arguments: Sequence[str]) -> None:
+    installation = find()
+    check_ports(arguments)
+    command = installation.command(arguments)
+    os.execve(command[0], command, installation.environment)  # noqa: S606 no shell: an argument list
+
+
+def main() -> int:
+    """`tritonserver` of this environment: every argument goes to the server as it is."""
+    arguments = sys.argv[1:]
+    try:
+        if {"--help", "-h", "--version"} & set(arguments):
+            installation = find()
+            command = installation.command(arguments)
+            os.execve(command[0], command, installation.environment)  # noqa: S606
+        _become(arguments)
+    except ServerError as e:
+        print(f"tritonserver: {e}", file=sys.stderr)
+    return 1
