@@ -1,0 +1,59 @@
+# Every target sets up what it needs. The variables below go to the commands as they are:
+#   make repo SPEC=my.toml CHECKPOINT=my.pt OUT=my-models
+PYTHON ?= python3
+SPEC ?=
+CHECKPOINT ?=
+OUT ?=
+DATA ?=
+LEARNERS ?=
+BUDGET ?=
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed
+MODEL := $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
+	$(if $(DATA),--data '$(DATA)') $(if $(LEARNERS),--learners '$(LEARNERS)')
+TARGET := $(MODEL) $(if $(OUT),--out '$(OUT)')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train repo serve test test-unit lint clean
+
+help: ## list every target
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+setup: $(SETUP) ## make .venv with everything installed
+$(SETUP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on --editable '.[test]'
+	@touch $(SETUP)
+
+demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [DATA= for real learners]
+	@$(BIN)/python -m build demo $(TARGET)
+
+train: $(SETUP) ## train the reference model [DATA=folder of fold*.csv LEARNERS= BUDGET=seconds]
+	@$(BIN)/python -m build train $(MODEL) $(if $(BUDGET),--budget $(BUDGET))
+
+repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= OUT=]
+	@$(BIN)/python -m build repo $(TARGET)
+
+serve: $(SETUP) ## serve the repository on this machine until Ctrl-C [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
+	@$(BIN)/python -m build serve $(TARGET) \
+		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
+	$(BIN)/python -m pytest
+
+test-unit: $(SETUP) ## run the tests that need no server
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(SETUP) ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean: ## remove what was built; .venv stays
+	rm -rf build/artifacts models/core/1/model.onnx .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -exec rm -rf {} +

@@ -1,0 +1,136 @@
+"""Command line of `build`: train, repo, serve, demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from build.progress import bar, console
+from build.workspace import Workspace, open_workspace
+from ensemble.errors import LastrowError
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+SpecFile = Annotated[Optional[Path], typer.Option("--spec", help="The spec [default: ensemble/spec.toml]")]  # noqa: UP045
+CheckpointFile = Annotated[
+    Optional[Path],  # noqa: UP045 typer reads annotations of Python 3.10 at run time
+    typer.Option("--checkpoint", help="A state_dict [default: the reference model, trained if it is not there]"),
+]
+OutFolder = Annotated[Optional[Path], typer.Option("--out", help="The repository [default: models]")]  # noqa: UP045
+DataFolder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--data", help="Folder of fold*.csv with real learners [default: simulated learners]"),
+]
+Learners = Annotated[Optional[int], typer.Option("--learners", min=10, help="Use so many learners only")]  # noqa: UP045
+Budget = Annotated[float, typer.Option("--budget", min=1.0, help="Seconds of training")]
+
+TRAINING_S = 60.0
+
+
+@app.command()
+def train(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    data: DataFolder = None,
+    learners: Learners = None,
+    budget: Budget = TRAINING_S,
+) -> None:
+    """Train the reference model and say how well it predicts, beside the per-problem mean."""
+    workspace = open_workspace(spec, checkpoint, None, data, learners)
+    _train(workspace, budget)
+    print(f"checkpoint {workspace.checkpoint}")
+    print(f"spec       {workspace.spec_file}")
+
+
+@app.command()
+def repo(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    out: OutFolder = None,
+    data: DataFolder = None,
+    learners: Learners = None,
+) -> None:
+    """Build the model repository, and only what changed; train the reference model first if it is not there."""
+    _repo(open_workspace(spec, checkpoint, out, data, learners))
+
+
+@app.command()
+def serve(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    out: OutFolder = None,
+    data: DataFolder = None,
+    learners: Learners = None,
+    http_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 8002,
+) -> None:
+    """Build the repository if need be and serve it on this machine alone, until Ctrl-C."""
+    from build import server  # noqa: PLC0415
+
+    workspace = open_workspace(spec, checkpoint, out, data, learners)
+    _repo(workspace)
+    ports = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics_port}"]
+    server.serve(workspace.out, [*server.loopback(), *ports])
+
+
+@app.command()
+def demo(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    out: OutFolder = None,
+    data: DataFolder = None,
+    learners: Learners = None,
+) -> None:
+    """Build everything, serve it, ask for several learners, compare with PyTorch, and stop."""
+    from build import checkpoint as checkpoints  # noqa: PLC0415
+    from build.demo import demonstrate, pick  # noqa: PLC0415
+    from build.training import split  # noqa: PLC0415
+
+    workspace = open_workspace(spec, checkpoint, out, data, learners)
+    _repo(workspace)
+    _, test = split(workspace.folds())
+    demonstrate(workspace, checkpoints.load(workspace.checkpoint, workspace.spec), pick(test, workspace.spec.model.window))
+
+
+def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:
+    from build import checkpoint as checkpoints  # noqa: PLC0415 torch takes seconds to import
+    from build.training import split
+    from build.training import train as train_model
+
+    with bar("read learners" if workspace.data else "simulate learners"):
+        training, test = split(workspace.folds())
+    with bar("train") as update:
+        model, report = train_model(training, test, workspace.spec, budget_s=budget_s, progress=update)
+    checkpoints.save(model, workspace.checkpoint)
+    workspace.report.write_text(report.to_json(), encoding="utf-8")
+    print(
+        f"test AUC {report.auc:.4f}, per-problem mean {report.baseline_auc:.4f} "
+        f"({report.test_learners:,} learners, {report.test_interactions:,} interactions)"
+    )
+
+
+def _repo(workspace: Workspace) -> None:
+    from build import repository  # noqa: PLC0415
+
+    if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
+        _train(workspace)
+    built = repository.build(workspace.spec, workspace.checkpoint, workspace.out)
+    done = f"wrote {len(built.changed)} files to" if built.changed else "up to date:"
+    console.print(f"{done} {built.folder} (parity {built.parity:.1e})", highlight=False)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line on stderr and exit code 1."""
+    try:
+        app()
+    except LastrowError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

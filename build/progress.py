@@ -1,0 +1,30 @@
+"""Progress of work that takes longer than a person waits in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+console = Console(stderr=True)  # stdout is for answers
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[float | None, str], None]]:
+    """A bar for one piece of work; it pulses until the first fraction is known and leaves one line behind.
+
+    Yields:
+        update(fraction, note): fraction of the work that is done, 0 to 1 or None if unknown, and a few words beside it.
+    """
+    columns = (TextColumn("{task.description:<28}"), BarColumn(32), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=None, note="")
+
+        def update(fraction: float | None, note: str = "") -> None:
+            progress.update(task, total=None if fraction is None else 1.0, completed=fraction or 0.0, note=note)
+
+        yield update
+        note = progress.tasks[0].fields["note"]
+        progress.update(task, total=1.0, completed=1.0, note=note)

@@ -1,0 +1,128 @@
+"""The Triton model repository: assembled aside, proven, then moved into place."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from build import ROOT
+from ensemble import config
+from ensemble.errors import LastrowError
+from ensemble.spec import Spec
+
+STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
+FINGERPRINT = "lastrow.fingerprint"
+PARITY = "lastrow.parity"
+
+
+class RepositoryError(LastrowError):
+    """The model repository cannot be written."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A repository on disk. changed: files written by this build, relative to it; parity: the largest difference."""
+
+    folder: Path
+    changed: tuple[str, ...]
+    parity: float
+
+
+def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
+    """Bring `out` to what spec and checkpoint ask for; writes only what differs.
+
+    Everything is made and checked in a folder beside `out` first: a failure leaves `out` as it was.
+
+    Raises:
+        CheckpointError, ReductionError, ParityError: as their modules say.
+        RepositoryError: `out` cannot be written.
+    """
+    wanted = fingerprint(spec, checkpoint)
+    files = derived(spec)
+    core = out / config.CORE / "1" / "model.onnx"
+    found = metadata(core)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".lastrow-") as aside:
+            moves = {}
+            if found.get(FINGERPRINT) != wanted:
+                made, parity = _make_core(spec, checkpoint, wanted, Path(aside))
+                moves[core] = made
+            else:
+                parity = float(found[PARITY])
+            for number, (name, content) in enumerate(files.items()):
+                target = out / name
+                if not target.is_file() or target.read_bytes() != content:
+                    moves[target] = Path(aside) / str(number)
+                    moves[target].write_bytes(content)
+            for target, source in moves.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+    except OSError as e:
+        raise RepositoryError(f"cannot write the repository {out}: {e.strerror} ({e.filename})") from e
+    return Built(out, tuple(sorted(str(target.relative_to(out)) for target in moves)), parity)
+
+
+def derived(spec: Spec) -> dict[str, bytes]:
+    """Every file of the repository but the core's ONNX model, by relative path."""
+    files = config.files(spec)
+    for step in (config.PREPROCESS, config.POSTPROCESS):
+        files[f"{step}/1/model.py"] = (STEPS / step / "1" / "model.py").read_bytes()
+    # Triton loads a model only if it has a version folder, and git keeps no empty ones.
+    files[f"{spec.model.name}/1/.gitkeep"] = b""
+    return files
+
+
+def fingerprint(spec: Spec, checkpoint: Path) -> str:
+    """What the core depends on: the spec's model, the weights, the code that makes it and the exporter's version."""
+    from build.checkpoint import digest  # noqa: PLC0415 imports torch
+
+    parts = [
+        spec.model_dump_json(include={"model", "network", "reduce", "export", "parity", "tensors"}),
+        digest(checkpoint),
+        *(Path(__file__).with_name(f"{m}.py").read_text(encoding="utf-8") for m in ("dkt", "export", "reduce", "parity")),
+        *(importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnx-ir")),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def metadata(model: Path) -> dict[str, str]:
+    """An ONNX file's metadata_props; empty where there is no readable file."""
+    import onnx  # noqa: PLC0415 half a second
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
+
+    try:
+        return {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
+    except (OSError, DecodeError):
+        return {}
+
+
+def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[Path, float]:
+    """Export, reduce, compare. Returns the core's file and the largest difference."""
+    import onnx_ir as ir  # noqa: PLC0415 torch and its exporter take seconds that an up-to-date repository never pays
+
+    from build import checkpoint as checkpoints  # noqa: PLC0415
+    from build import parity  # noqa: PLC0415
+    from build.export import export  # noqa: PLC0415
+    from build.progress import bar  # noqa: PLC0415
+    from build.reduce import reduce  # noqa: PLC0415
+
+    with bar("export to ONNX"):
+        model = checkpoints.load(checkpoint, spec)
+        full = export(model, spec)
+        full_file, core_file = aside / "full.onnx", aside / "core.onnx"
+        ir.save(full, full_file)
+        core = reduce(full, spec) if spec.reduce.where == "core" else full
+        ir.save(core, core_file)
+    with bar("parity") as update:
+        differences = parity.check(model, full_file, core_file, spec, update)
+        worst = max(d.value for d in differences)
+        update(1.0, f"largest difference {worst:.1e}")
+    core.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(worst)})
+    ir.save(core, core_file)
+    return core_file, worst
