@@ -52,7 +52,7 @@ test-unit: $(SETUP) ## run the tests that need no server
 lint: $(SETUP) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/mypy
 
 clean: ## remove what was built; .venv stays
 	rm -rf build/artifacts models/core/1/model.onnx .pytest_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,17 +14,17 @@ from ensemble.errors import LastrowError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-SpecFile = Annotated[Optional[Path], typer.Option("--spec", help="The spec [default: ensemble/spec.toml]")]  # noqa: UP045
+SpecFile = Annotated[Path | None, typer.Option("--spec", help="The spec [default: ensemble/spec.toml]")]
 CheckpointFile = Annotated[
-    Optional[Path],  # noqa: UP045 typer reads annotations of Python 3.10 at run time
+    Path | None,
     typer.Option("--checkpoint", help="A state_dict [default: the reference model, trained if it is not there]"),
 ]
-OutFolder = Annotated[Optional[Path], typer.Option("--out", help="The repository [default: models]")]  # noqa: UP045
+OutFolder = Annotated[Path | None, typer.Option("--out", help="The repository [default: models]")]
 DataFolder = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--data", help="Folder of fold*.csv with real learners [default: simulated learners]"),
 ]
-Learners = Annotated[Optional[int], typer.Option("--learners", min=10, help="Use so many learners only")]  # noqa: UP045
+Learners = Annotated[int | None, typer.Option("--learners", min=10, help="Use so many learners only")]
 Budget = Annotated[float, typer.Option("--budget", min=1.0, help="Seconds of training")]
 
 TRAINING_S = 60.0
@@ -69,7 +69,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 8002,
 ) -> None:
     """Build the repository if need be and serve it on this machine alone, until Ctrl-C."""
-    from build import server  # noqa: PLC0415
+    from build import server
 
     workspace = open_workspace(spec, checkpoint, out, data, learners)
     _repo(workspace)
@@ -86,18 +86,20 @@ def demo(
     learners: Learners = None,
 ) -> None:
     """Build everything, serve it, ask for several learners, compare with PyTorch, and stop."""
-    from build import checkpoint as checkpoints  # noqa: PLC0415
-    from build.demo import demonstrate, pick  # noqa: PLC0415
-    from build.training import split  # noqa: PLC0415
+    from build import checkpoint as checkpoints
+    from build.demo import demonstrate, pick
+    from build.training import split
 
     workspace = open_workspace(spec, checkpoint, out, data, learners)
     _repo(workspace)
     _, test = split(workspace.folds())
-    demonstrate(workspace, checkpoints.load(workspace.checkpoint, workspace.spec), pick(test, workspace.spec.model.window))
+    demonstrate(
+        workspace, checkpoints.load(workspace.checkpoint, workspace.spec), pick(test, workspace.spec.model.window)
+    )
 
 
 def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:
-    from build import checkpoint as checkpoints  # noqa: PLC0415 torch takes seconds to import
+    from build import checkpoint as checkpoints
     from build.training import split
     from build.training import train as train_model
 
@@ -114,7 +116,7 @@ def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:
 
 
 def _repo(workspace: Workspace) -> None:
-    from build import repository  # noqa: PLC0415
+    from build import repository
 
     if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
         _train(workspace)

@@ -84,4 +84,6 @@ def _compare(path: Path, given: dict[str, torch.Tensor], wanted: dict[str, torch
             )
     surplus = [name for name in given if name not in wanted]
     if surplus:
-        raise CheckpointError(f"{path} has {surplus[0]!r}, which a {spec.network.type} does not; is it another model's?")
+        raise CheckpointError(
+            f"{path} has {surplus[0]!r}, which a {spec.network.type} does not; is it another model's?"
+        )

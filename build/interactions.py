@@ -1,9 +1,9 @@
 """Interaction files of real learners: four lines a learner, as the AKT repository publishes ASSISTments 2009.
 
-    row number, learner id
-    problem ids, 1-based, oldest first
-    skill ids
-    responses, 1 for correct
+row number, learner id
+problem ids, 1-based, oldest first
+skill ids
+responses, 1 for correct
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_folds(folder: Path, learners: int | None = None) -> list[list[History]]
     if not files:
         what = "has no *.csv files" if folder.is_dir() else "does not exist"
         raise DataError(f"{folder} {what}; DATA= takes a folder of interaction files, four lines a learner")
-    shares = [None] * len(files)
+    shares: list[int | None] = [None] * len(files)
     if learners is not None:
         shares = [learners // len(files) + (number < learners % len(files)) for number in range(len(files))]
     return [_read(file, share) for file, share in zip(files, shares, strict=True)]

@@ -18,7 +18,12 @@ def bar(title: str) -> Iterator[Callable[[float | None, str], None]]:
     Yields:
         update(fraction, note): fraction of the work that is done, 0 to 1 or None if unknown, and a few words beside it.
     """
-    columns = (TextColumn("{task.description:<28}"), BarColumn(32), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(32),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=None, note="")
 

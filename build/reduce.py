@@ -49,9 +49,7 @@ def reduce(full: ir.Model, spec: Spec) -> ir.Model:
     projection = _producer(_computed(bias), "MatMul")
     lstm = _lstm_below(projection.inputs[0])
 
-    lengths = ir.Value(
-        name=spec.tensors.lengths.name, shape=ir.Shape(["batch"]), type=ir.TensorType(ir.DataType.INT32)
-    )
+    lengths = ir.Value(name=spec.tensors.lengths.name, shape=ir.Shape(["batch"]), type=ir.TensorType(ir.DataType.INT32))
     graph.inputs.append(lengths)
     lstm.replace_input_with(4, lengths)
     _drop_zero_states(lstm)
@@ -85,7 +83,7 @@ def _producer(value: ir.Value | None, op_type: str) -> ir.Node:
         found = node.op_type if node is not None else "a graph input or constant"
         name = value.name if value is not None else "nothing"
         raise ReductionError(
-            f"expected {op_type} to make {name!r}, found {found}; set reduce.where = \"postprocess\" in the spec to "
+            f'expected {op_type} to make {name!r}, found {found}; set reduce.where = "postprocess" in the spec to '
             "select the row after the model instead"
         )
     return node
@@ -104,7 +102,7 @@ def _lstm_below(value: ir.Value | None) -> ir.Node:
     if node is None or node.op_type != "LSTM" or node.attributes.get_string("direction", "forward") != "forward":
         found = node.op_type if node is not None else "a graph input or constant"
         raise ReductionError(
-            f"expected a forward LSTM below the head, found {found}; set reduce.where = \"postprocess\" in the spec to "
+            f'expected a forward LSTM below the head, found {found}; set reduce.where = "postprocess" in the spec to '
             "select the row after the model instead"
         )
     return node
@@ -113,15 +111,12 @@ def _lstm_below(value: ir.Value | None) -> ir.Node:
 def _drop_zero_states(lstm: ir.Node) -> None:
     """Leave out initial states that are zeros expanded to the batch: zeros are ONNX's default, at no cost."""
     for index in (5, 6):
-        if index >= len(lstm.inputs) or lstm.inputs[index] is None:
-            continue
-        source = lstm.inputs[index]
-        while source.const_value is None and source.producer() is not None:
+        source = lstm.inputs[index] if index < len(lstm.inputs) else None
+        while source is not None and source.const_value is None:
             producer = source.producer()
-            if producer.op_type not in {"Expand", "Slice"}:
-                return
-            source = producer.inputs[0]
-        if source.const_value is not None and not source.const_value.numpy().any():
+            # Expand and Slice of zeros are zeros; anything else may compute a state.
+            source = producer.inputs[0] if producer is not None and producer.op_type in {"Expand", "Slice"} else None
+        if source is not None and source.const_value is not None and not source.const_value.numpy().any():
             lstm.replace_input_with(index, None)
 
 

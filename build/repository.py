@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +78,15 @@ def derived(spec: Spec) -> dict[str, bytes]:
 
 def fingerprint(spec: Spec, checkpoint: Path) -> str:
     """What the core depends on: the spec's model, the weights, the code that makes it and the exporter's version."""
-    from build.checkpoint import digest  # noqa: PLC0415 imports torch
+    from build.checkpoint import digest
 
     parts = [
         spec.model_dump_json(include={"model", "network", "reduce", "export", "parity", "tensors"}),
         digest(checkpoint),
-        *(Path(__file__).with_name(f"{m}.py").read_text(encoding="utf-8") for m in ("dkt", "export", "reduce", "parity")),
+        *(
+            Path(__file__).with_name(f"{m}.py").read_text(encoding="utf-8")
+            for m in ("dkt", "export", "reduce", "parity")
+        ),
         *(importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnx-ir")),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -93,8 +94,8 @@ def fingerprint(spec: Spec, checkpoint: Path) -> str:
 
 def metadata(model: Path) -> dict[str, str]:
     """An ONNX file's metadata_props; empty where there is no readable file."""
-    import onnx  # noqa: PLC0415 half a second
-    from google.protobuf.message import DecodeError  # noqa: PLC0415
+    import onnx
+    from google.protobuf.message import DecodeError
 
     try:
         return {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
@@ -104,13 +105,13 @@ def metadata(model: Path) -> dict[str, str]:
 
 def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[Path, float]:
     """Export, reduce, compare. Returns the core's file and the largest difference."""
-    import onnx_ir as ir  # noqa: PLC0415 torch and its exporter take seconds that an up-to-date repository never pays
+    import onnx_ir as ir
 
-    from build import checkpoint as checkpoints  # noqa: PLC0415
-    from build import parity  # noqa: PLC0415
-    from build.export import export  # noqa: PLC0415
-    from build.progress import bar  # noqa: PLC0415
-    from build.reduce import reduce  # noqa: PLC0415
+    from build import checkpoint as checkpoints
+    from build import parity
+    from build.export import export
+    from build.progress import bar
+    from build.reduce import reduce
 
     with bar("export to ONNX"):
         model = checkpoints.load(checkpoint, spec)

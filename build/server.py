@@ -71,7 +71,9 @@ def find() -> Installation:
 def _embedded() -> Installation:
     package = importlib.util.find_spec("pytriton")
     if package is None or not package.submodule_search_locations:
-        raise ServerError("no tritonserver on the PATH and no nvidia-pytriton installed; run `make setup` for the latter")
+        raise ServerError(
+            "no tritonserver on the PATH and no nvidia-pytriton installed; run `make setup` for the latter"
+        )
     root = Path(package.submodule_search_locations[0])
     server, libraries = root / "tritonserver", root.parent / "nvidia_pytriton.libs"
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -90,9 +92,7 @@ def _embedded() -> Installation:
     if importlib.util.find_spec("onnxruntime") is None:
         raise ServerError("onnxruntime is not installed; run `pip install onnxruntime-gpu` (it runs without a GPU too)")
     environment = dict(os.environ)
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join(
-        filter(None, (str(libraries), os.environ.get("LD_LIBRARY_PATH")))
-    )
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (str(libraries), os.environ.get("LD_LIBRARY_PATH"))))
     # The stub looks for its standard library and packages where the first python3 on the PATH has them.
     environment["PATH"] = os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)))
     backends = _backends(server, stub)

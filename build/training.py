@@ -22,6 +22,7 @@ from ensemble.spec import Spec
 
 BATCH_INTERACTIONS = 4096  # padded, a batch
 LEARNING_RATE = 3e-3
+MAX_EPOCHS = 3  # most interactions occur a few times only, and a fourth look at them is learning them by heart
 TEST_SHARE = 0.2  # of the learners, where there are no folds
 PRIOR = 5.0  # a problem's mean counts as much as the overall mean after so many responses
 
@@ -60,7 +61,7 @@ def train(
     *,
     seed: int = 0,
     budget_s: float = 60.0,
-    max_epochs: int = 40,
+    max_epochs: int = MAX_EPOCHS,
     progress: Callable[[float, str], None] = lambda *_: None,
 ) -> tuple[DKT, Report]:
     """Train the spec's model until the time or the epochs are used up.
@@ -76,15 +77,7 @@ def train(
     means = problem_means(training, spec.model.problems)
     model = _initialise(DKT.from_spec(spec), means)
     windows = _windows(training, spec.model.window)
-    tables = [model.interaction_emb.weight, model.out_layer.weight]
-    table_ids = {id(table) for table in tables}
-    optimiser = torch.optim.Adam(
-        [
-            {"params": [p for p in model.parameters() if id(p) not in table_ids]},
-            {"params": tables, "lr": LEARNING_RATE},
-        ],
-        lr=LEARNING_RATE,
-    )
+    optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     rng = np.random.default_rng(seed)
     start, steps, batches_an_epoch = time.monotonic(), 0, len(list(_batches(windows, rng)))
     used = 0.0

@@ -35,10 +35,10 @@ class Workspace:
     def folds(self) -> list[list[History]]:
         """The learners that this model is trained and tried on, one list a fold."""
         if self.data is not None:
-            from build.interactions import read_folds  # noqa: PLC0415
+            from build.interactions import read_folds
 
             return read_folds(self.data, self.learners)
-        from build.simulation import simulate  # noqa: PLC0415
+        from build.simulation import simulate
 
         return [simulate(self.spec.model.problems, self.learners or SIMULATED_LEARNERS)]
 
@@ -84,7 +84,7 @@ def open_workspace(
 
 def _spec_for(data: Path, learners: int | None, folder: Path) -> Path:
     """The default spec with the data's number of problems, written only if it says something else than before."""
-    from build.interactions import problems, read_folds  # noqa: PLC0415
+    from build.interactions import problems, read_folds
 
     table = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
     table["model"]["problems"] = problems([h for fold in read_folds(data, learners) for h in fold])  # type: ignore[index]

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,14 +23,16 @@ Url = Annotated[str, typer.Option(help="The server's gRPC endpoint")]
 SpecFile = Annotated[Path, typer.Option("--spec", help="The spec the server was built from")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines")]
 UseTls = Annotated[bool, typer.Option("--tls", help="Encrypt; implied by the files below")]
-PemFile = Annotated[Optional[Path], typer.Option(help="PEM file")]  # noqa: UP045 typer reads annotations at run time
+PemFile = Annotated[Path | None, typer.Option(help="PEM file")]
 Deadline = Annotated[float, typer.Option(min=0.001, help="Seconds until the call is given up, retries included")]
 
 
 @app.command()
 def predict(
     file: Annotated[str, typer.Argument(help="Histories as .csv or .json; - reads either from stdin")],
-    top: Annotated[Optional[int], typer.Option(min=1, help="Next problems to show [default: all the server gives]")] = None,  # noqa: UP045
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Next problems to show [default: all the server gives]")
+    ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="With --json: every problem's too")] = False,
     as_json: Json = False,
     url: Url = DEFAULT_URL,

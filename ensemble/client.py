@@ -78,7 +78,9 @@ class _Protocol:
         self.retries = retries
         self._connection = _connection(tls)
 
-    def requests(self, histories: Sequence[History], probabilities: bool, next_problems: bool) -> Iterator[dict[str, Any]]:
+    def requests(
+        self, histories: Sequence[History], probabilities: bool, next_problems: bool
+    ) -> Iterator[dict[str, Any]]:
         """Keyword arguments of tritonclient's infer, for at most max_batch_size learners each."""
         tensors, size = self.spec.tensors, self.spec.batching.max_batch_size
         wanted = [tensors.probabilities] if probabilities else []

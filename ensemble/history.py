@@ -74,7 +74,7 @@ def read(path: Path) -> list[History]:
 
 def read_text(text: str, name: str) -> list[History]:
     """Read histories from text whose format shows in its first character: JSON starts with { or [, all else is CSV."""
-    import io  # noqa: PLC0415
+    import io
 
     reader = read_json if text.lstrip()[:1] in ("{", "[") else read_csv
     return reader(io.StringIO(text, newline=""), name)

@@ -261,9 +261,7 @@ def _validate_shape(config, tensor, shape, exact):
             f"dimension must be -1; but shape expected by the model is {shape}"
         )
     full = [-1, *dims] if batched else dims
-    if len(full) != len(shape) or any(
-        (exact or axis != -1) and axis != given for axis, given in zip(shape, full)
-    ):
+    if len(full) != len(shape) or any((exact or axis != -1) and axis != given for axis, given in zip(shape, full)):
         raise ConfigError(
             f"{where}: the model expects {len(shape)} dimensions (shape {shape}) but the model configuration specifies "
             f"{len(full)} dimensions ({'the batch and ' if batched else ''}the dims, or reshape, make shape {full})"

@@ -73,7 +73,9 @@ def _explain(problem_ids, responses, learner, position, problems, names):
         )
     if problem == PADDING:
         return f"{responses_name}: {where} is {response}; where {ids_name} is -1 only -1 is allowed"
-    return f"{responses_name}: {where} is {response}; allowed are 0 (wrong) and 1 (correct), and -1 where {ids_name} is -1"
+    return (
+        f"{responses_name}: {where} is {response}; allowed are 0 (wrong) and 1 (correct), and -1 where {ids_name} is -1"
+    )
 
 
 def recent(values, lengths, window):
