@@ -28,6 +28,9 @@ def export(model: DKT, spec: Spec) -> ir.Model:
     # Two tensors: given one twice, the exporter takes both inputs for the same.
     example = tuple(torch.zeros(2, 7, dtype=torch.int32) for _ in inputs)
     axes = {0: "batch", 1: "time"}
+    # An export leaves PyTorch 2.13 with a cached kernel that unrolls LSTMs; the next export in this process would find
+    # time fixed at the example's and fail.
+    torch.ops.aten.lstm.input._dispatch_cache.clear()
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)

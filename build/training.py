@@ -21,8 +21,11 @@ from ensemble.history import History
 from ensemble.spec import Spec
 
 BATCH_INTERACTIONS = 4096  # padded, a batch
-LEARNING_RATE = 3e-3
-MAX_EPOCHS = 3  # most interactions occur a few times only, and a fourth look at them is learning them by heart
+LEARNING_RATE = 2e-3
+# A row of the embedding or the head is seen a few times an epoch. At the LSTM's own pace it learns those by heart:
+# held-out AUC 0.697 after ten epochs at one pace, 0.735 after five at these two.
+TABLE_SHARE = 0.15
+MAX_EPOCHS = 5
 TEST_SHARE = 0.2  # of the learners, where there are no folds
 PRIOR = 5.0  # a problem's mean counts as much as the overall mean after so many responses
 
@@ -77,7 +80,14 @@ def train(
     means = problem_means(training, spec.model.problems)
     model = _initialise(DKT.from_spec(spec), means)
     windows = _windows(training, spec.model.window)
-    optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    tables = {"interaction_emb.weight", "out_layer.weight"}
+    named = list(model.named_parameters())
+    optimiser = torch.optim.Adam(
+        [
+            {"params": [p for name, p in named if name not in tables], "peak": LEARNING_RATE},
+            {"params": [p for name, p in named if name in tables], "peak": LEARNING_RATE * TABLE_SHARE},
+        ]
+    )
     rng = np.random.default_rng(seed)
     start, steps, batches_an_epoch = time.monotonic(), 0, len(list(_batches(windows, rng)))
     used = 0.0
@@ -88,7 +98,7 @@ def train(
             if used >= 1.0:
                 break
             for group in optimiser.param_groups:
-                group["lr"] = LEARNING_RATE * (1.0 - used)  # down to nothing when the time is over
+                group["lr"] = group["peak"] * (1.0 - used)  # down to nothing when the time is over
             logits = next_logits(model, problem_ids, responses)
             loss = nn.functional.binary_cross_entropy_with_logits(logits[valid], responses[:, 1:][valid].float())
             optimiser.zero_grad()

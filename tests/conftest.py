@@ -1,0 +1,84 @@
+"""What unit and integration tests share: small specs, untrained models with spread answers, the steps' modules."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from build import ROOT, checkpoint
+from build.dkt import DKT
+from ensemble.spec import Spec
+
+
+def resized(spec: Spec, **model: int) -> Spec:
+    """The spec with other dimensions, and a network small enough for a test."""
+    return spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update=model),
+            "network": spec.network.model_copy(update={"embedding": 8, "hidden": 12}),
+        }
+    )
+
+
+def untrained(spec: Spec, seed: int = 0) -> DKT:
+    """A model of random weights, large enough that its probabilities spread over most of 0 to 1."""
+    torch.manual_seed(seed)
+    model = DKT.from_spec(spec).eval()
+    with torch.no_grad():
+        model.out_layer.weight *= 20
+        model.interaction_emb.weight *= 2
+    return model
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import a file that only Triton imports otherwise, under a name of its own."""
+    package = importlib.util.find_spec("pytriton")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    backend = Path(package.submodule_search_locations[0]) / "tritonserver" / "backends" / "python"
+    if str(backend) not in sys.path:
+        sys.path.append(str(backend))  # the server's own triton_python_backend_utils
+    name = f"{path.parents[1].name}_{path.parent.name}_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def spec() -> Spec:
+    return Spec.read()
+
+
+@pytest.fixture(scope="session")
+def small_spec(spec: Spec) -> Spec:
+    return resized(spec, problems=40, window=32)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "small.pt"
+    checkpoint.save(untrained(small_spec), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def preprocess() -> ModuleType:
+    return load_module(ROOT / "models" / "preprocess" / "1" / "model.py")
+
+
+@pytest.fixture(scope="session")
+def postprocess() -> ModuleType:
+    return load_module(ROOT / "models" / "postprocess" / "1" / "model.py")
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_backend() -> ModuleType:
+    return load_module(ROOT / "build" / "backends" / "onnxruntime" / "model.py")

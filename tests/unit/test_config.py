@@ -1,0 +1,59 @@
+import ast
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
+from build import ROOT, repository
+from ensemble import config
+
+
+def test_tracked_repository_is_what_the_spec_says(spec):
+    for name, content in repository.derived(spec).items():
+        assert (ROOT / "models" / name).read_bytes() == content, f"models/{name} differs from the spec: run `make repo`"
+
+
+@pytest.mark.parametrize("where", ["core", "postprocess"])
+def test_every_step_gets_what_another_gives(spec, where):
+    spec = spec.model_copy(update={"reduce": spec.reduce.model_copy(update={"where": where})})
+    configs = config.repository(spec)
+    ensemble = configs[spec.model.name]
+    there = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        for tensor in configs[step.model_name].input:
+            assert there[step.input_map[tensor.name]] == (tensor.data_type, list(tensor.dims))
+        for tensor in configs[step.model_name].output:
+            there[step.output_map[tensor.name]] = (tensor.data_type, list(tensor.dims))
+    for tensor in ensemble.output:
+        assert there[tensor.name] == (tensor.data_type, list(tensor.dims))
+
+
+def test_text_reads_back_as_the_same_message(spec):
+    for message in config.repository(spec).values():
+        assert text_format.Parse(config.to_text(message), ModelConfig()) == message
+
+
+def test_the_ensemble_has_none_of_what_triton_ignores_there(spec):
+    ensemble = config.repository(spec)[spec.model.name]
+    assert not ensemble.instance_group
+    assert not ensemble.model_warmup
+    assert not any(tensor.allow_ragged_batch for tensor in ensemble.input)
+
+
+def test_the_queue_delay_is_the_cores_alone(spec):
+    core = spec.steps.core.model_copy(update={"queue_delay_us": 700, "instances": 2, "device": "gpu"})
+    spec = spec.model_copy(update={"steps": spec.steps.model_copy(update={"core": core})})
+    configs = config.repository(spec)
+    assert configs["core"].dynamic_batching.max_queue_delay_microseconds == 700
+    assert configs["core"].instance_group[0].count == 2
+    assert configs["core"].instance_group[0].kind == ModelInstanceGroup.KIND_GPU
+    for step in ("preprocess", "postprocess"):
+        assert configs[step].dynamic_batching.max_queue_delay_microseconds == 0
+
+
+@pytest.mark.parametrize("step", ["preprocess", "postprocess"])
+def test_steps_import_what_a_stock_container_has(step):
+    tree = ast.parse((ROOT / "models" / step / "1" / "model.py").read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= {"json", "numpy", "triton_python_backend_utils"}

@@ -1,0 +1,31 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+
+@given(hnp.arrays(np.float32, 20, elements=st.floats(-200, 200, width=32)))
+def test_sigmoid_is_finite_and_right(postprocess, logits):
+    with np.errstate(over="ignore"):
+        expected = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    answer = postprocess.sigmoid(logits)
+    assert answer.dtype == np.float32
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
+
+
+@given(
+    # Few distinct values, so that ties are common.
+    hnp.arrays(np.float32, st.integers(5, 30), elements=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])),
+    st.lists(st.integers(-1, 4), max_size=12),
+    st.floats(0.05, 0.95),
+    st.integers(1, 5),
+)
+@settings(max_examples=300)
+def test_next_problems_are_the_nearest_unanswered(postprocess, probabilities, answered, target, count):
+    ids, chances = postprocess.next_problems(probabilities, np.array(answered, np.int32), target, count)
+    distance = np.abs(probabilities - np.float32(target))
+    open_ones = [i for i in range(len(probabilities)) if i not in answered]
+    expected = sorted(open_ones, key=lambda i: (distance[i], i))[:count]
+    assert ids.tolist() == expected + [-1] * (count - len(expected))
+    assert chances[: len(expected)].tolist() == probabilities[expected].tolist()
+    assert not chances[len(expected) :].any()

@@ -1,0 +1,46 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from ensemble.errors import SpecError
+from ensemble.spec import DEFAULT_SPEC, Spec
+
+TEXT = DEFAULT_SPEC.read_text(encoding="utf-8")
+
+
+def test_the_default_spec_is_the_served_contract():
+    spec = Spec.read()
+    assert (spec.model.problems, spec.model.window) == (14041, 512)
+    assert spec.dims(spec.tensors.probabilities) == [14041]
+    assert spec.dims(spec.tensors.problem_ids) == [-1]
+    assert spec.dims(spec.tensors.lengths) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "written", "message"),
+    [
+        ("problems = 14041 ", "problems = 0 ", "model.problems = 0"),
+        ("problems = 14041 ", "problem = 14041 ", "model.problem"),
+        ('type = "dkt"', 'type = "gpt"', "network.type = 'gpt'"),
+        ("count = 10 ", "count = 20000 ", "next_problems.count is 20000"),
+        ('name = "knowledge_tracing"', 'name = "../up"', "model.name = '../up'"),
+        ("logits = {", 'logits = { name = "lengths", ', "two tensors are named 'lengths'"),
+        ("opset = 18", "opset = 9", "export.opset = 9"),
+        ("[parity]", "[parity", "is not a TOML file"),
+        ("instances = 1", "instances = -1", "steps.preprocess.instances = -1"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, found: str, written: str, message: str):
+    assert found in TEXT
+    path = tmp_path / "spec.toml"
+    path.write_text(TEXT.replace(found, written, 1), encoding="utf-8")
+    with pytest.raises(SpecError, match=re.escape(message)) as raised:
+        Spec.read(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(SpecError, match="cannot read the spec .*missing.toml"):
+        Spec.read(tmp_path / "missing.toml")
