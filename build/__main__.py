@@ -122,7 +122,7 @@ def _repo(workspace: Workspace) -> None:
         _train(workspace)
     built = repository.build(workspace.spec, workspace.checkpoint, workspace.out)
     done = f"wrote {len(built.changed)} files to" if built.changed else "up to date:"
-    console.print(f"{done} {built.folder} (parity {built.parity:.1e})", highlight=False)
+    console.print(f"{done} {built.folder} (parity {built.parity:.1e})", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

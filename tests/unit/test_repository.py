@@ -8,13 +8,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from tests.conftest import resized, untrained
 
 from build import checkpoint, parity, repository
 from build.checkpoint import CheckpointError
 from build.export import export
 from build.parity import ParityError
 from build.reduce import ReductionError, reduce
+from tests.conftest import resized, untrained
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_what_lies_behind_the_length_changes_nothing(small_spec, exported):
 
 
 def test_the_gate_names_the_stage_that_parts(small_spec, exported, tmp_path):
-    model, full, full_file, _ = exported
+    model, _, full_file, _ = exported
     other = reduce(export(untrained(small_spec, seed=1), small_spec), small_spec)
     ir.save(other, tmp_path / "core.onnx")
     with pytest.raises(ParityError, match=r"ONNX core parts from PyTorch full forward by .* at lengths \[1\]"):

@@ -42,5 +42,5 @@ def test_a_wrong_value_is_named(tmp_path: Path, found: str, written: str, messag
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(SpecError, match="cannot read the spec .*missing.toml"):
+    with pytest.raises(SpecError, match=r"cannot read the spec .*missing\.toml"):
         Spec.read(tmp_path / "missing.toml")
