@@ -1,0 +1,163 @@
+"""The substitute backend's pure part: what it reads from a configuration and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+
+INPUTS = [
+    SimpleNamespace(name="ids", type="tensor(int32)", shape=["batch", "time"]),
+    SimpleNamespace(name="lengths", type="tensor(int32)", shape=["batch"]),
+]
+OUTPUTS = [SimpleNamespace(name="logits", type="tensor(float)", shape=["batch", 40])]
+CONFIG: dict[str, Any] = {
+    "name": "core",
+    "max_batch_size": 8,
+    "input": [
+        {"name": "ids", "data_type": "TYPE_INT32", "dims": ["32"]},
+        {"name": "lengths", "data_type": "TYPE_INT32", "dims": ["1"], "reshape": {"shape": []}},
+    ],
+    "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": ["40"]}],
+}
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(CONFIG), **values}
+
+
+def with_parameters(**values: str) -> dict[str, Any]:
+    return changed(parameters={key: {"string_value": value} for key, value in values.items()})
+
+
+def test_a_matching_configuration_is_accepted(onnxruntime_backend: ModuleType):
+    onnxruntime_backend.validate(CONFIG, INPUTS, OUTPUTS)
+
+
+def no_reshape(config):
+    del config["input"][1]["reshape"]
+
+
+def fewer_inputs(config):
+    del config["input"][1]
+
+
+def set_input(**values):
+    return lambda config: config["input"][0].update(values)
+
+
+def set_output(**values):
+    return lambda config: config["output"][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (no_reshape, "tensor 'lengths': the model expects 1 dimensions"),
+        (fewer_inputs, "configuration expects 1 inputs, model provides 2"),
+        (set_input(name="id"), "unexpected inference input 'id'"),
+        (set_input(data_type="TYPE_INT64"), "expects datatype TYPE_INT64 for input 'ids', model provides TYPE_INT32"),
+        (set_input(dims=["32", "1"]), "tensor 'ids': the model expects 2 dimensions"),
+        (set_output(dims=["41"]), "tensor 'logits': the model expects 2 dimensions (shape [-1, 40])"),
+        (set_output(dims=["-1"]), "tensor 'logits'"),
+        (set_output(name="out"), "unexpected inference output 'out'"),
+        (set_output(data_type="TYPE_FP16"), "model provides TYPE_FP32"),
+    ],
+)
+def test_what_the_native_backend_refuses_is_refused(onnxruntime_backend, change, message):
+    config = changed()
+    change(config)
+    with pytest.raises(onnxruntime_backend.ConfigError) as raised:
+        onnxruntime_backend.validate(config, INPUTS, OUTPUTS)
+    assert message in str(raised.value)
+
+
+def test_a_model_of_fixed_batch_cannot_batch(onnxruntime_backend):
+    fixed = [SimpleNamespace(name="logits", type="tensor(float)", shape=[1, 40])]
+    with pytest.raises(onnxruntime_backend.ConfigError, match="first dimension must be -1"):
+        onnxruntime_backend.validate(CONFIG, INPUTS, fixed)
+
+
+def test_session_options_follow_the_configuration(onnxruntime_backend):
+    config = with_parameters(
+        intra_op_thread_count="3", inter_op_thread_count="2", execution_mode="1", enable_mem_arena="0"
+    )
+    config["optimization"] = {"graph": {"level": -1}}
+    options = onnxruntime_backend.session_options(config)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
+    assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert not options.enable_cpu_mem_arena
+    default = onnxruntime_backend.session_options(with_parameters(intra_op_thread_count="0"))
+    assert default.intra_op_num_threads == ort.SessionOptions().intra_op_num_threads
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("intra_op_thread_count", "many", "intra_op_thread_count is 'many'"),
+        ("execution_mode", "2", "execution_mode is 2: allowed are 0"),
+        ("enable_mem_pattern", "perhaps", "enable_mem_pattern is 'perhaps'"),
+    ],
+)
+def test_a_wrong_parameter_is_named(onnxruntime_backend, parameter, value, message):
+    with pytest.raises(onnxruntime_backend.ConfigError, match=message):
+        onnxruntime_backend.session_options(with_parameters(**{parameter: value}))
+
+
+def accelerated(**accelerators: Any) -> dict[str, Any]:
+    return changed(optimization={"execution_accelerators": accelerators})
+
+
+def test_providers(onnxruntime_backend):
+    providers = onnxruntime_backend.providers
+    assert [name for name, _ in providers(CONFIG, "CPU", 0)] == ["CPUExecutionProvider"]
+    assert providers(CONFIG, "GPU", 2)[0] == ("CUDAExecutionProvider", {"device_id": "2"})
+    cuda = accelerated(
+        gpu_execution_accelerator=[{"name": "cuda", "parameters": {"cudnn_conv_use_max_workspace": "0"}}]
+    )
+    assert providers(cuda, "GPU", 1)[0][1] == {"device_id": "1", "cudnn_conv_use_max_workspace": "0"}
+    assert len(providers(cuda, "CPU", 0)) == 1  # an accelerator of the GPU means nothing to an instance on the CPU
+    tensorrt = accelerated(
+        gpu_execution_accelerator=[
+            {"name": "tensorrt", "parameters": {"precision_mode": "FP16", "max_workspace_size_bytes": "1024"}}
+        ]
+    )
+    name, options = providers(tensorrt, "GPU", 0)[0]
+    assert name == "TensorrtExecutionProvider"
+    assert options == {"device_id": "0", "trt_fp16_enable": "1", "trt_max_workspace_size": "1024"}
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "message"),
+    [
+        ({"cpu_execution_accelerator": [{"name": "openvino"}]}, "unknown Execution Accelerator 'openvino' on the CPU"),
+        ({"gpu_execution_accelerator": [{"name": "rocm"}]}, "unknown Execution Accelerator 'rocm' on the GPU"),
+        (
+            {"gpu_execution_accelerator": [{"name": "tensorrt", "parameters": {"fast": "1"}}]},
+            "unknown parameter 'fast' for the TensorRT",
+        ),
+    ],
+)
+def test_unknown_accelerators_are_refused(onnxruntime_backend, accelerators, message):
+    with pytest.raises(onnxruntime_backend.ConfigError, match=message):
+        onnxruntime_backend.providers(accelerated(**accelerators), "GPU", 0)
+
+
+def test_unknown_keys_are_named(onnxruntime_backend):
+    config = with_parameters(intra_op_thread_count="1", turbo="1")
+    config["optimization"] = {"graph": {"level": 1}, "cuda": {"graphs": True}}
+    assert onnxruntime_backend.unknown_keys(config) == ["optimization.cuda", "parameters.turbo"]
+
+
+def test_an_empty_configuration_is_completed_from_the_model(onnxruntime_backend):
+    config = {"name": "core", "max_batch_size": 0, "input": [], "output": []}
+    onnxruntime_backend.complete(config, INPUTS, OUTPUTS)
+    assert config["max_batch_size"] == 4
+    assert "dynamic_batching" in config
+    assert config["input"][0] == {"name": "ids", "data_type": "TYPE_INT32", "dims": [-1]}
+    assert config["input"][1]["reshape"] == {"shape": []}
+    onnxruntime_backend.validate(config, INPUTS, OUTPUTS)
