@@ -19,7 +19,7 @@ from ensemble.spec import DEFAULT_SPEC, Spec
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Url = Annotated[str, typer.Option(help="The server's gRPC endpoint")]
+Url = Annotated[str, typer.Option(help="The server's gRPC endpoint", envvar="LASTROW_URL")]
 SpecFile = Annotated[Path, typer.Option("--spec", help="The spec the server was built from")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines")]
 UseTls = Annotated[bool, typer.Option("--tls", help="Encrypt; implied by the files below")]

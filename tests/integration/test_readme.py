@@ -1,0 +1,86 @@
+"""Every command and every program in the README runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from build import ROOT
+from tests.integration.conftest import Served
+from tests.integration.test_server import ports, wait_until_ready
+
+BLOCKS = re.findall(
+    r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
+LINES = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
+PROGRAMS = [text for language, text in BLOCKS if language == "python"]
+
+
+def environment(served: Served) -> dict[str, str]:
+    path = os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ["PATH"]))
+    return {**os.environ, "PATH": path, "LASTROW_URL": served.server.grpc_url}
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "tritonserver" not in line])
+def test_command(served: Served, line: str):
+    if line in ("make demo", "make test"):
+        # These two run this very test, or take minutes: here their recipes, in .ci/run the real thing.
+        line = line.replace("make", "make --dry-run")
+        assert line.split()[-1] in (ROOT / ".ci" / "run").read_text()
+    done = subprocess.run(
+        ["bash", "-euc", line],  # noqa: S607
+        env=environment(served),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_repo_and_tritonserver(served: Served):
+    (line,) = [line for line in LINES if "tritonserver" in line]
+    arguments, port = ports()
+    process = subprocess.Popen(
+        ["bash", "-euc", line.replace("&& ", "&& exec ") + " " + shlex.join(arguments)],  # noqa: S607
+        env=environment(served),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until_ready(port, timeout_s=240)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+def test_program(served: Served, program: str):
+    assert "127.0.0.1:8001" in program
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("127.0.0.1:8001", served.server.grpc_url)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_every_target_is_in_the_help():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(targets) <= set(re.findall(r"^  ([a-z-]+) ", done.stdout, re.MULTILINE))

@@ -1,0 +1,57 @@
+"""The main job on real learners: training, export, parity, serving and answers, with N taken from the data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from build import ARTIFACTS, ROOT
+from build.interactions import read_folds
+
+DATA = Path(os.environ.get("LASTROW_DATA", ROOT.parent / "shared" / "data" / "assist2009_pid"))
+LEARNERS = 400
+
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no learners at {DATA}; set LASTROW_DATA to their folder")
+
+
+def test_collapsing_leaves_the_published_numbers():
+    histories = [h for fold in read_folds(DATA) for h in fold]
+    assert len(histories) == 3320
+    assert sorted(len(h) for h in histories)[len(histories) // 2] == pytest.approx(20, abs=3)
+    assert all((h.problem_ids[1:] != h.problem_ids[:-1]).all() for h in histories)
+
+
+def test_from_training_to_grpc_answers():
+    workspace = ARTIFACTS / f"assist2009_pid-{LEARNERS}"
+    if workspace.exists():
+        shutil.rmtree(workspace)
+    choice = ["--data", str(DATA), "--learners", str(LEARNERS)]
+    trained = subprocess.run(
+        [sys.executable, "-m", "build", "train", *choice, "--budget", "20"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert trained.returncode == 0, trained.stderr
+    report = json.loads((workspace / "training.json").read_text())
+    problems = 1 + max(int(h.problem_ids.max()) for fold in read_folds(DATA, LEARNERS) for h in fold if len(h))
+    assert report["problems"] == problems
+    assert report["baseline_auc"] < report["auc"] < 0.78  # far above 0.75 would mean that labels leak
+    shown = subprocess.run(
+        [sys.executable, "-m", "build", "demo", *choice],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert f"{problems:,} problems" in shown.stdout

@@ -1,0 +1,84 @@
+"""The launcher and the server's life: what a person types, and how it ends."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from build.server import PORTS, Server, ServerError, free_ports, loopback
+from tests.integration.conftest import Served
+
+LAUNCHER = Path(sys.prefix) / "bin" / "tritonserver"
+
+
+def ports() -> tuple[list[str], int]:
+    free = free_ports(3)
+    return [*loopback(), *(f"--{o}={p}" for o, p in zip(PORTS, free, strict=True))], free[1]
+
+
+def wait_until_ready(port: int, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    with grpcclient.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        while time.monotonic() < deadline:
+            try:
+                if client.is_server_ready():
+                    return
+            except InferenceServerException:
+                time.sleep(0.2)
+    raise AssertionError(f"not ready after {timeout_s} s")
+
+
+def test_tritonserver_of_the_environment_serves_and_stops_on_ctrl_c(served: Served):
+    arguments, port = ports()
+    process = subprocess.Popen(
+        [LAUNCHER, f"--model-repository={served.repository}", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until_ready(port)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_taken_port_is_one_line(served: Served):
+    arguments, _ = ports()
+    taken = served.server.grpc_url.split(":")[1]
+    done = subprocess.run(
+        [LAUNCHER, f"--model-repository={served.repository}", *arguments, f"--grpc-port={taken}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tritonserver: port {taken} on 127.0.0.1 is not free")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_repository_is_explained(served: Served, tmp_path: Path):
+    broken = shutil.copytree(served.repository, tmp_path / "models")
+    (broken / "core" / "1" / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ServerError, match=r"tritonserver ended with exit code 1 .*model\.onnx"):
+        Server(broken, log=tmp_path / "log").__enter__()
+
+
+def test_a_missing_repository_is_explained(tmp_path: Path):
+    with pytest.raises(ServerError, match=r"there is no model repository .*run `make repo` first"):
+        Server(tmp_path / "absent").__enter__()
+
+
+def test_sigterm_ends_it_cleanly(served: Served, tmp_path: Path):
+    with Server(served.repository, log=tmp_path / "log") as server:
+        assert server.stop() == 0

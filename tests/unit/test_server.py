@@ -1,0 +1,79 @@
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from build import server
+from build.server import ServerError, check_ports, failures, find, free_ports
+
+
+def executable(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "tritonserver"
+    path.write_text("#!/bin/sh\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_the_server_on_the_path_comes_first(tmp_path, monkeypatch):
+    theirs = executable(tmp_path / "opt")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'opt'}{os.pathsep}{os.environ['PATH']}")
+    found = find()
+    assert found.executable == theirs
+    assert not found.embedded
+    assert found.command(["--model-repository=m"]) == [str(theirs), "--model-repository=m"]
+
+
+def test_our_own_launcher_is_not_taken_for_one(tmp_path, monkeypatch):
+    ours = executable(tmp_path / "bin")
+    monkeypatch.setattr(server.sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(ours.parent))
+    assert find().embedded
+
+
+def test_the_embedded_server_is_whole(monkeypatch):
+    monkeypatch.setenv("PATH", os.defpath)
+    found = find()
+    backends = Path(found.arguments[0].split("=")[1])
+    assert {p.name for p in (backends / "python").iterdir()} >= {"libtriton_python.so", "triton_python_backend_stub"}
+    assert (backends / "onnxruntime" / "model.py").is_file()
+    assert not any(path.is_symlink() for path in backends.rglob("*"))  # Triton refuses libraries that link out
+    assert found.command(["--backend-directory=/mine"])[1:] == ["--backend-directory=/mine"]
+
+
+def test_numpy_2_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setattr(server.importlib.metadata, "version", lambda _: "2.1.0")
+    with pytest.raises(ServerError, match=r"numpy 2\.1\.0 is installed.*pip install 'numpy<2'"):
+        find()
+
+
+def test_a_python_without_a_stub_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setattr(server.sys, "version_info", type("V", (), {"major": 3, "minor": 99}))
+    with pytest.raises(ServerError, match=r"no Python stub for 3\.99; use Python .*3\.10, 3\.11"):
+        find()
+
+
+def test_a_taken_port_is_named():
+    free = free_ports(3)
+    arguments = [f"--{option}={port}" for option, port in zip(server.PORTS, free, strict=True)] + server.loopback()
+    check_ports(arguments)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free[1]))
+        taken.listen()
+        with pytest.raises(ServerError, match=rf"port {free[1]} on 127\.0\.0\.1 is not free.*--grpc-port"):
+            check_ports(arguments)
+        check_ports([*arguments, "--allow-grpc=false"])
+
+
+def test_failures_are_read_off_the_log(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(
+        'I1123 10:00:00.1 12 a.cc:1] "fine"\nE1123 10:00:00.1 12 b.cc:2] "no such file"\nerror: creating server\n'
+    )
+    assert failures(log) == "no such file creating server"
+    log.write_text("")
+    assert failures(log) == "It gave no reason."
