@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from build.progress import bar, console
 from build.workspace import Workspace, open_workspace
-from ensemble.errors import LastrowError
+from ensemble.command import run
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -125,14 +124,5 @@ def _repo(workspace: Workspace) -> None:
     console.print(f"{done} {built.folder} (parity {built.parity:.1e})", highlight=False, soft_wrap=True)
 
 
-def main() -> None:
-    """Run the command line; a user's mistake ends in one line on stderr and exit code 1."""
-    try:
-        app()
-    except LastrowError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

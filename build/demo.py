@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,16 +39,16 @@ class Row:
 
 def pick(histories: list[History], window: int) -> list[History]:
     """A cold start, and learners of short, median, long, window-filling and longer histories."""
-    by_length = sorted(histories, key=lambda h: len(h.problem_ids))
-    lengths = np.array([len(h.problem_ids) for h in by_length])
+    by_length = sorted(histories, key=lambda h: len(h))
+    lengths = np.array([len(h) for h in by_length])
     wanted = sorted({5, int(np.median(lengths)), 100, window, int(lengths[-1])})
     longest = by_length[-1]
     picked = [History("cold start", np.zeros(0, np.int32), np.zeros(0, np.int32))]
     for length in wanted:
         nearest = by_length[int(np.abs(lengths - length).argmin())]
-        if length == window and len(longest.problem_ids) > window:
+        if length == window and len(longest) > window:
             nearest = History(longest.learner, longest.problem_ids[:window], longest.responses[:window])
-        if all(len(nearest.problem_ids) != len(p.problem_ids) for p in picked):
+        if all(len(nearest) != len(p) for p in picked):
             picked.append(nearest)
     return picked
 
@@ -58,17 +59,15 @@ def demonstrate(workspace: Workspace, model: DKT, histories: list[History]) -> l
     Raises:
         LastrowError: the server did not start, or an answer is not PyTorch's.
     """
-    with bar("start tritonserver") as update:
-        server = Server(workspace.out, waiting=lambda: update(None, ""))
-        server.__enter__()
-    try:
-        with Client(server.grpc_url, spec=workspace.spec) as client, bar("ask and compare") as update:
-            rows = []
+    with ExitStack() as stack:
+        with bar("start tritonserver") as update:
+            server = stack.enter_context(Server(workspace.out, waiting=lambda: update(None, "")))
+        client = stack.enter_context(Client(server.grpc_url, spec=workspace.spec))
+        rows = []
+        with bar("ask and compare") as update:
             for done, history in enumerate(histories):
-                update(done / len(histories), f"{len(history.problem_ids)} interactions")
+                update(done / len(histories), f"{len(history)} interactions")
                 rows.append(measure(client, model, history, workspace.spec))
-    finally:
-        server.stop()
     show(rows, workspace.spec)
     worst = max(row.difference for row in rows)
     if not worst <= workspace.spec.parity.max_abs_difference:
@@ -82,19 +81,19 @@ def measure(client: Client, model: DKT, history: History, spec: Spec) -> Row:
     """One learner's answer, its distance from PyTorch's, and both latencies, taken in turns."""
     recent = [torch.from_numpy(x[-spec.model.window :])[None] for x in (history.problem_ids, history.responses)]
     prediction = client.predict(history, next_problems=True)
+    if not len(history):
+        # No row in the full forward: the head on the LSTM's zero state, which the model's own cut knows.
+        nothing = torch.zeros(1, 1, dtype=torch.int32)
+
+        def local() -> torch.Tensor:
+            return model.last(nothing, nothing, torch.zeros(1, dtype=torch.int32))
+    else:
+
+        def local() -> torch.Tensor:
+            return model(*recent)[:, -1]
+
     with torch.inference_mode():
-        if recent[0].numel():
-            expected = model(*recent)[0, -1]
-
-            def local() -> object:
-                return model(*recent)
-        else:
-            padded = torch.zeros(1, 1, dtype=torch.int32)
-            expected = model.last(padded, padded, torch.zeros(1, dtype=torch.int32))[0]
-
-            def local() -> object:
-                return model.last(padded, padded, torch.zeros(1, dtype=torch.int32))
-
+        expected = local()[0]
         served_ms, local_ms = interleave(lambda: client.predict(history), local)
     assert prediction.probabilities is not None
     difference = float(np.abs(prediction.probabilities - probabilities(expected.numpy())).max())
@@ -130,7 +129,7 @@ def show(rows: Iterable[Row], spec: Spec) -> None:
         assert chances is not None
         table.add_row(
             row.history.learner,
-            str(len(row.history.problem_ids)),
+            str(len(row.history)),
             ", ".join(f"{i} ({p:.3f})" for i, p in zip(ids[:3], chances[:3], strict=True)),
             f"{row.difference:.1e}",
             f"{row.served_ms:.1f} ms",

@@ -66,7 +66,7 @@ def open_workspace(
             spec_file = _spec_for(data, learners, folder)
         default_out = folder / "models"
     else:
-        default_out = ROOT / "models" if spec is None else ARTIFACTS / spec_file.stem / "models"
+        default_out = ROOT / "models"
     read = Spec.read(spec_file)
     if data is None:
         size = f"{read.model.problems}x{read.network.embedding}x{read.network.hidden}"

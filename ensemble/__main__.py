@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.client import DEFAULT_URL, Client, Prediction, Tls
+from ensemble.command import run
 from ensemble.errors import LastrowError
 from ensemble.history import History, read, read_text
 from ensemble.spec import DEFAULT_SPEC, Spec
@@ -120,17 +121,5 @@ def _show(histories: list[History], answers: list[Prediction], count: int) -> No
     Console().print(table)
 
 
-def main() -> None:
-    """Run the command line; a user's mistake ends in one line on stderr and exit code 1."""
-    try:
-        app()
-    except LastrowError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -52,7 +52,7 @@ class Reduce(_Table):
 
 
 class Export(_Table):
-    """ONNX export. Opset 18 is the newest that the exporter emits natively and every supported backend reads."""
+    """ONNX export. 18 is the oldest opset that PyTorch's exporter emits, and so what the most servers read."""
 
     opset: Annotated[int, Field(ge=18, le=21)] = 18
 

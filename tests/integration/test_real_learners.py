@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from build import ARTIFACTS, ROOT
 from build.interactions import read_folds
+from tests.integration.test_cli import run
 
 DATA = Path(os.environ.get("LASTROW_DATA", ROOT.parent / "shared" / "data" / "assist2009_pid"))
 LEARNERS = 400
@@ -32,26 +31,12 @@ def test_from_training_to_grpc_answers():
     if workspace.exists():
         shutil.rmtree(workspace)
     choice = ["--data", str(DATA), "--learners", str(LEARNERS)]
-    trained = subprocess.run(
-        [sys.executable, "-m", "build", "train", *choice, "--budget", "20"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=300,
-    )
+    trained = run("train", *choice, "--budget", "20", module="build")
     assert trained.returncode == 0, trained.stderr
     report = json.loads((workspace / "training.json").read_text())
     problems = 1 + max(int(h.problem_ids.max()) for fold in read_folds(DATA, LEARNERS) for h in fold if len(h))
     assert report["problems"] == problems
     assert report["baseline_auc"] < report["auc"] < 0.78  # far above 0.75 would mean that labels leak
-    shown = subprocess.run(
-        [sys.executable, "-m", "build", "demo", *choice],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=300,
-    )
+    shown = run("demo", *choice, module="build")
     assert shown.returncode == 0, shown.stderr
     assert f"{problems:,} problems" in shown.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from build import ROOT
 from build.server import PORTS, Server, ServerError, free_ports, loopback
 from tests.integration.conftest import Served
 
@@ -50,6 +52,31 @@ def test_tritonserver_of_the_environment_serves_and_stops_on_ctrl_c(served: Serv
     finally:
         process.kill()
         process.wait()
+
+
+def test_make_serve_stops_on_ctrl_c(served: Served):
+    http, grpc, metrics = free_ports(3)
+    process = subprocess.Popen(
+        [
+            *("make", "serve", f"CHECKPOINT={served.checkpoint}", f"OUT={served.repository}"),
+            *(f"HTTP_PORT={http}", f"GRPC_PORT={grpc}", f"METRICS_PORT={metrics}"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until_ready(grpc)
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal sends: to make and to the server alike
+        process.wait(60)
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError("make serve left processes behind")
+    except ProcessLookupError:
+        pass  # none of them is left
 
 
 def test_a_taken_port_is_one_line(served: Served):
