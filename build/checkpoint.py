@@ -6,12 +6,15 @@ import hashlib
 import pickle
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from build.dkt import DKT
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
+
+if TYPE_CHECKING:  # at run time torch is imported where it is needed: to see that nothing changed takes only a digest
+    import torch
+
+    from build.dkt import DKT
 
 
 class CheckpointError(LastrowError):
@@ -20,6 +23,8 @@ class CheckpointError(LastrowError):
 
 def save(model: DKT, path: Path) -> None:
     """Write the model's state_dict; the file appears whole or not at all."""
+    import torch
+
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
     torch.save(model.state_dict(), aside)
@@ -32,12 +37,14 @@ def load(path: Path, spec: Spec) -> DKT:
     Raises:
         CheckpointError: names the file, what is wrong with it, and the remedy.
     """
+    import torch
+
+    from build.dkt import DKT
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as e:
-        raise CheckpointError(
-            f"cannot read the checkpoint {path}: {e.strerror}. Give one with CHECKPOINT=, or make one with `make train`"
-        ) from e
+        raise _unreadable(path, e) from e
     except pickle.UnpicklingError as e:
         raise CheckpointError(
             f"{path} is no checkpoint of plain tensors, or wants to run code when it is opened, which is refused; save "
@@ -64,9 +71,13 @@ def digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as e:
-        raise CheckpointError(
-            f"cannot read the checkpoint {path}: {e.strerror}. Give one with CHECKPOINT=, or make one with `make train`"
-        ) from e
+        raise _unreadable(path, e) from e
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read the checkpoint {path}: {error.strerror}. Give one with CHECKPOINT=, or make one with `make train`"
+    )
 
 
 def _compare(path: Path, given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], spec: Spec) -> None:

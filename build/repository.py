@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build import ROOT
+from build.checkpoint import digest
 from ensemble import config
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
@@ -78,8 +79,6 @@ def derived(spec: Spec) -> dict[str, bytes]:
 
 def fingerprint(spec: Spec, checkpoint: Path) -> str:
     """What the core depends on: the spec's model, the weights, the code that makes it and the exporter's version."""
-    from build.checkpoint import digest
-
     parts = [
         spec.model_dump_json(include={"model", "network", "reduce", "export", "parity", "tensors"}),
         digest(checkpoint),
