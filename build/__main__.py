@@ -71,9 +71,11 @@ def serve(
     from build import server
 
     workspace = open_workspace(spec, checkpoint, out, data, learners)
-    _repo(workspace)
     ports = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics_port}"]
-    server.serve(workspace.out, [*server.loopback(), *ports])
+    arguments = [*server.loopback(), *ports]
+    server.check_ports(arguments)  # before a build, which may take a minute
+    _repo(workspace)
+    server.serve(workspace.out, arguments)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,9 @@ def load(path: Path, spec: Spec) -> DKT:
     from build.dkt import DKT
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what matters of them is an error below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as e:
         raise _unreadable(path, e) from e
     except pickle.UnpicklingError as e:

@@ -61,6 +61,14 @@ class Tls:
     certificate_chain: Path | None = None
 
 
+@dataclass(frozen=True)
+class _Request:
+    """Keyword arguments of tritonclient's infer, for the learners from number `first` on."""
+
+    first: int
+    arguments: dict[str, Any]
+
+
 class _Connection(TypedDict, total=False):
     ssl: bool
     root_certificates: str | None
@@ -78,10 +86,8 @@ class _Protocol:
         self.retries = retries
         self._connection = _connection(tls)
 
-    def requests(
-        self, histories: Sequence[History], probabilities: bool, next_problems: bool
-    ) -> Iterator[dict[str, Any]]:
-        """Keyword arguments of tritonclient's infer, for at most max_batch_size learners each."""
+    def requests(self, histories: Sequence[History], probabilities: bool, next_problems: bool) -> Iterator[_Request]:
+        """One request for every max_batch_size learners."""
         tensors, size = self.spec.tensors, self.spec.batching.max_batch_size
         wanted = [tensors.probabilities] if probabilities else []
         wanted += [tensors.next_problem_ids, tensors.next_problem_probabilities] if next_problems else []
@@ -94,11 +100,8 @@ class _Protocol:
             ):
                 inputs.append(grpcclient.InferInput(tensor.name, list(values.shape), tensor.dtype))
                 inputs[-1].set_data_from_numpy(values)
-            yield {
-                "model_name": self.spec.model.name,
-                "inputs": inputs,
-                "outputs": [grpcclient.InferRequestedOutput(tensor.name) for tensor in wanted],
-            }
+            outputs = [grpcclient.InferRequestedOutput(tensor.name) for tensor in wanted]
+            yield _Request(start, {"model_name": self.spec.model.name, "inputs": inputs, "outputs": outputs})
 
     def predictions(self, histories: Sequence[History], answers: Sequence[Any]) -> list[Prediction]:
         """Every learner's share of the answers, in the histories' order."""
@@ -111,25 +114,26 @@ class _Protocol:
             rows += zip(*(column if column is not None else [None] * learners for column in columns), strict=True)
         return [_prediction(h.learner, *row) for h, row in zip(histories, rows, strict=True)]
 
-    def fail(self, error: InferenceServerException) -> NoReturn:
-        """Raise the project's error for tritonclient's."""
+    def fail(self, error: InferenceServerException, first: int = 0) -> NoReturn:
+        """Raise the project's error for tritonclient's. The server counts a request's learners; its first is `first`."""
         status, text = _status(error), error.message()
         if status == "UNAVAILABLE":
             raise UnavailableError(f"{self.url} is not available: {text}", status) from error
         if status == "DEADLINE_EXCEEDED":
             raise DeadlineExceededError(f"{self.url} did not answer in time: {text}", status) from error
         if status == "INVALID_ARGUMENT":
-            raise InvalidRequestError(text, status) from error
+            counted = f" (learner 0 of this request is number {first} of the call)" if first else ""
+            raise InvalidRequestError(text + counted, status) from error
         raise ServingError(f"{self.url}: {text}", status) from error
 
-    def retry_after(self, error: InferenceServerException, tries: int, deadline: float) -> float:
+    def retry_after(self, error: InferenceServerException, tries: int, deadline: float, first: int = 0) -> float:
         """Seconds to wait before the next try; raises the error where there is none.
 
         Only UNAVAILABLE is tried again: the server has not begun with such a request. The waits double and are
         spread at random, so that clients of a server that returns do not all come at once.
         """
         if _status(error) != "UNAVAILABLE" or tries > self.retries:
-            self.fail(error)
+            self.fail(error, first)
         wait = min(FIRST_BACKOFF_S * 2 ** (tries - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         if time.monotonic() + wait >= deadline:
             self.fail(error)
@@ -222,14 +226,14 @@ class Client(_Protocol):
             self.fail(e)
         return Status(bool(live), bool(ready), bool(model), server.version, tuple(versions))  # type: ignore[union-attr]
 
-    def _infer(self, request: dict[str, Any], deadline: float) -> Any:
+    def _infer(self, request: _Request, deadline: float) -> Any:
         tries = 0
         while True:
             tries += 1
             try:
-                return self._channel.infer(**request, client_timeout=max(deadline - time.monotonic(), 1e-3))
+                return self._channel.infer(**request.arguments, client_timeout=max(deadline - time.monotonic(), 1e-3))
             except InferenceServerException as e:
-                time.sleep(self.retry_after(e, tries, deadline))
+                time.sleep(self.retry_after(e, tries, deadline, request.first))
 
 
 class AsyncClient(_Protocol):
@@ -293,14 +297,16 @@ class AsyncClient(_Protocol):
         predictions = self.predictions(histories, answers)
         return predictions[0] if isinstance(history, History) else predictions
 
-    async def _infer(self, request: dict[str, Any], deadline: float) -> Any:
+    async def _infer(self, request: _Request, deadline: float) -> Any:
         tries = 0
         while True:
             tries += 1
             try:
-                return await self._channel.infer(**request, client_timeout=max(deadline - time.monotonic(), 1e-3))
+                return await self._channel.infer(
+                    **request.arguments, client_timeout=max(deadline - time.monotonic(), 1e-3)
+                )
             except InferenceServerException as e:
-                await asyncio.sleep(self.retry_after(e, tries, deadline))
+                await asyncio.sleep(self.retry_after(e, tries, deadline, request.first))
 
 
 def _connection(tls: Tls | None) -> _Connection:

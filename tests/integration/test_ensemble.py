@@ -79,6 +79,15 @@ def test_many_learners_answer_as_they_do_alone(served: Served, client: Client):
     assert client.predict([]) == []
 
 
+def test_a_refusal_in_a_later_request_says_whose(client: Client):
+    histories = [learner(3, seed) for seed in range(40)]
+    histories[35] = History("bad", [1, 99999], [0, 1])
+    with pytest.raises(
+        InvalidRequestError, match=r"learner 3, position 1 is 99999.*learner 0 of this request is number 32"
+    ):
+        client.predict(histories)
+
+
 async def test_asyncio_gives_the_same(served: Served, client: Client):
     histories = [learner(n, seed) for seed, n in enumerate([0, 5, 600] * 15)]
     async with AsyncClient(served.server.grpc_url, spec=served.spec) as asynchronous:
