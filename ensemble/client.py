@@ -213,18 +213,16 @@ class Client(_Protocol):
 
     def status(self) -> Status:
         """Whether the server lives, and whether it and the model are ready."""
-        limit = self.deadline_s
+        limit, model = self.deadline_s, self.spec.model.name
         try:
             live = self._channel.is_server_live(client_timeout=limit)
             ready = self._channel.is_server_ready(client_timeout=limit)
-            model = self._channel.is_model_ready(self.spec.model.name, client_timeout=limit)
+            model_ready = self._channel.is_model_ready(model, client_timeout=limit)
             server = self._channel.get_server_metadata(client_timeout=limit)
-            versions = (
-                self._channel.get_model_metadata(self.spec.model.name, client_timeout=limit).versions if model else ()
-            )
+            metadata = self._channel.get_model_metadata(model, client_timeout=limit) if model_ready else None
         except InferenceServerException as e:
             self.fail(e)
-        return Status(bool(live), bool(ready), bool(model), server.version, tuple(versions))  # type: ignore[union-attr]
+        return _summary(live, ready, model_ready, server, metadata)
 
     def _infer(self, request: _Request, deadline: float) -> Any:
         tries = 0
@@ -297,6 +295,19 @@ class AsyncClient(_Protocol):
         predictions = self.predictions(histories, answers)
         return predictions[0] if isinstance(history, History) else predictions
 
+    async def status(self) -> Status:
+        """As Client.status."""
+        limit, model = self.deadline_s, self.spec.model.name
+        try:
+            live = await self._channel.is_server_live(client_timeout=limit)
+            ready = await self._channel.is_server_ready(client_timeout=limit)
+            model_ready = await self._channel.is_model_ready(model, client_timeout=limit)
+            server = await self._channel.get_server_metadata(client_timeout=limit)
+            metadata = await self._channel.get_model_metadata(model, client_timeout=limit) if model_ready else None
+        except InferenceServerException as e:
+            self.fail(e)
+        return _summary(live, ready, model_ready, server, metadata)
+
     async def _infer(self, request: _Request, deadline: float) -> Any:
         tries = 0
         while True:
@@ -307,6 +318,11 @@ class AsyncClient(_Protocol):
                 )
             except InferenceServerException as e:
                 await asyncio.sleep(self.retry_after(e, tries, deadline, request.first))
+
+
+def _summary(live: Any, ready: Any, model_ready: Any, server: Any, model: Any) -> Status:
+    versions = tuple(model.versions) if model is not None else ()
+    return Status(bool(live), bool(ready), bool(model_ready), server.version, versions)
 
 
 def _connection(tls: Tls | None) -> _Connection:

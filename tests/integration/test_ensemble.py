@@ -93,6 +93,7 @@ async def test_asyncio_gives_the_same(served: Served, client: Client):
     async with AsyncClient(served.server.grpc_url, spec=served.spec) as asynchronous:
         answers = await asynchronous.predict(histories)
         one = await asynchronous.predict(histories[1], probabilities=False, next_problems=True)
+        assert await asynchronous.status() == client.status()
     for answer, reference in zip(answers, client.predict(histories), strict=True):
         np.testing.assert_allclose(answer.probabilities, reference.probabilities, atol=1e-6)
     assert one.probabilities is None
