@@ -1,0 +1,367 @@
+"""The reduction: from a model that answers every row to one that answers the wanted row, and computes little else.
+
+The selection starts at the output and sinks toward the inputs as far as it changes nothing: `analysis` finds how far, by
+the `rules` of every operator, and here the graph is written anew for the row. What feeds other rows as well (the keys and
+values of attention, the steps of an LSTM) stays as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    CheckerPass,
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    IdentityEliminationPass,
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    OutputFixPass,
+    RemoveUnusedFunctionsPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+    ShapeInferencePass,
+    TopologicalSortPass,
+)
+from onnxscript import optimizer
+
+from build.reduce.analysis import Analysis, Rest, analyse
+from build.reduce.cost import Cost, cost, tail
+from build.reduce.emitter import Emitter, typed
+from build.reduce.layout import Kind, Layout, ReductionError
+from build.reduce.rules import RULES, rule_for, spell
+from build.reduce.shapes import PROTOBUF_LIMIT, Shapes, fixed, weights
+
+__all__ = ["RULES", "Cost", "Reduction", "ReductionError", "Select", "reduce"]
+
+Select = Literal["last", "row", "mean", "max"]
+
+OLDEST_OPSET = 13  # until then the axes of Softmax, Squeeze and Split mean something else
+_FOLD_LIMIT = 1 << 30  # bytes: a layer's weights are brought into ONNX's layout whatever their size
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduced model and what was gained.
+
+    Attributes:
+        model: the inputs of the full one and, as INT32 [batch], `lengths` (valid rows) or `row` (which row), to
+            [batch, ...] without the time axis. Integer inputs are INT32.
+        rests: where the row is taken, and why there.
+        before, after: costs for one learner of `time` rows.
+        empty: whether it answers a learner without any valid row: from the state or the row that comes before all.
+        trimmed: whether it leaves out the columns that no learner of a batch has.
+        tail: the graph from the output to the rests, as text.
+    """
+
+    model: ir.Model
+    select: Select
+    rests: tuple[str, ...]
+    before: Cost
+    after: Cost
+    time: int
+    empty: bool
+    trimmed: bool
+    tail: str
+
+
+def reduce(
+    full: ir.Model,
+    *,
+    select: Select = "last",
+    time_axis: int = 1,
+    output: str | None = None,
+    window: int = 512,
+    index_name: str | None = None,
+    output_name: str | None = None,
+) -> Reduction:
+    """Select in time at one output of a model and sink the selection.
+
+    Args:
+        full: with an output [batch, time, ...], or [time, batch, ...] where time_axis is 0. Not changed.
+        select: "last" valid row by the input `lengths`; "row" by the input `row`; "mean" or "max" over valid rows.
+        output: which output is meant [default: the first]. The others are left out.
+        window: rows for which costs are counted, where time is dynamic.
+        index_name: what the input `lengths` or `row` is called instead.
+        output_name: what the output is called instead.
+
+    Raises:
+        ReductionError: the model does not run, or its inputs or output do not have these axes.
+    """
+    batch_axis = 1 - time_axis
+    model = full.clone()
+    graph = model.graph
+    _check_opset(model)
+    target = next((v for v in graph.outputs if output in (None, v.name)), None)
+    if target is None:
+        raise ReductionError(
+            f"there is no output {output!r}; there are {', '.join(str(v.name) for v in graph.outputs)}"
+        )
+    graph.outputs[:] = [target]
+    _normalise(model)
+    target = graph.outputs[0]
+    shapes = Shapes(model, batch_axis, time_axis)
+    dims = shapes.of(target)
+    if len(dims) < 2 or dims[time_axis] != shapes.time or dims[batch_axis] != shapes.batch:
+        raise ReductionError(
+            f"output {target.name!r} is {spell(dims, shapes)}; needed are batch as axis {batch_axis} and time as axis "
+            f"{time_axis}, of the same sizes as the first input's. Name another output or time axis"
+        )
+    time = window if not fixed(shapes.time) else shapes.time[0]
+    before = cost(graph, shapes, time)
+
+    name = index_name or ("row" if select == "row" else "lengths")
+    if any(v.name == name for v in graph.inputs):
+        raise ReductionError(f"the model has an input {name!r} already; give the new one another name")
+    batch = graph.inputs[0].shape[batch_axis]  # type: ignore[index]
+    lengths = ir.Value(name=name, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT32))
+    kind: Kind = "row" if select in ("last", "row") else select  # type: ignore[assignment]
+    emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
+    _rebuild_shapes(graph, shapes, emitter)
+    wanted = Layout(time=time_axis, batch=batch_axis)
+    found = analyse(graph, target, wanted, shapes, kind)
+    while any(_distribute(node, shapes, emitter) for node in found.mixed):
+        TopologicalSortPass()(model)
+        found = analyse(graph, target, wanted, shapes, kind)
+    row = _rewrite(found, graph, target, wanted, emitter)
+    # The name goes to the new output.
+    name, target.name = output_name or str(target.name), f"{target.name}_every_row"
+    answer = emitter.node("Squeeze", [row, emitter.constant([time_axis])])
+    answer.name = name
+    typed(answer, target)
+    kept = [batch, *_sizes(dims, time_axis, batch_axis)]
+    answer.shape = ir.Shape(kept)
+    graph.outputs[:] = [answer]
+    graph.inputs.append(lengths)
+    trimmed = _trim(found, graph, shapes, emitter)
+    _narrow(graph, emitter)
+    _finish(model, answer)
+    after_shapes = Shapes(model, batch_axis, time_axis, last=(str(lengths.name), -1 if select == "row" else 0))
+    reasons = {r.value: r.reason for r in found.rests}
+    taken = {
+        str(row.name): (f"{value.name} {spell(shapes.of(value), shapes)}", reasons[value])
+        for row, value in emitter.taken.items()
+    }
+    return Reduction(
+        model=model,
+        select=select,
+        rests=tuple(_described(r, shapes) for r in found.rests) + tuple(_ends(found, shapes)),
+        before=before,
+        after=cost(graph, after_shapes, time),
+        time=time,
+        empty=_answers_empty(found, emitter, select),
+        trimmed=trimmed,
+        tail=tail(graph, taken, after_shapes),
+    )
+
+
+def _sizes(dims: tuple[tuple[int, ...], ...], time_axis: int, batch_axis: int) -> list[int | None]:
+    """The output's remaining axes: a number, or None where it depends on batch or time."""
+    return [dim[0] if fixed(dim) else None for axis, dim in enumerate(dims) if axis not in (time_axis, batch_axis)]
+
+
+def _check_opset(model: ir.Model) -> None:
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise ReductionError(
+            f"the model is of ONNX opset {opset}; {OLDEST_OPSET} is the oldest that is known here. Export it anew, or "
+            "convert it with onnx.version_converter"
+        )
+
+
+def _normalise(model: ir.Model) -> None:
+    """Functions written out, constants folded: what the rules know are operators."""
+    InlinePass()(model)
+    RemoveUnusedFunctionsPass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None  # exporters note sizes that only the example had; folding would believe them
+    if weights(model) < PROTOBUF_LIMIT:
+        optimizer.fold_constants(
+            model, onnx_shape_inference=False, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT
+        )
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    OutputFixPass()(model)
+    IdentityEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+    TopologicalSortPass()(model)
+
+
+def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:
+    """Sizes come from the inputs, and not from tensors that would be computed in full for the sake of their size."""
+    for node in list(graph):
+        if node.op_type != "Shape" or node.inputs[0] is None or node.inputs[0].is_graph_input():
+            continue
+        dims = shapes.of(node.inputs[0]) if shapes.known(node.inputs[0]) else None
+        if dims is None or any(shapes.coefficients(dim) is None for dim in dims):
+            continue
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
+        node.outputs[0].replace_all_uses_with(emitter.shape(dims[start:end], infer=False), replace_graph_outputs=True)
+    graph.sort()
+
+
+def _distribute(split: ir.Node, shapes: Shapes, emitter: Emitter) -> bool:
+    """A projection to several parts at once becomes one projection a part, so that each can be selected by itself."""
+    linear = split.inputs[0]
+    assert linear is not None
+    rank = len(shapes.of(linear))
+    if split.attributes.get_int("axis", 0) % rank != rank - 1:
+        return False
+    bias, product = None, linear.producer()
+    if product is not None and product.op_type == "Add":
+        bias = next((v for v in product.inputs if v is not None and v.const_value is not None), None)
+        other = next((v for v in product.inputs if v is not bias), None)
+        product = other.producer() if bias is not None and other is not None else None
+    if product is None or product.op_type != "MatMul" or product.inputs[1] is None:
+        return False
+    matrix = product.inputs[1].const_value
+    if matrix is None or len(matrix.shape) != 2 or (bias is not None and len(shapes.of(bias)) != 1):
+        return False
+    ends = np.cumsum([shapes.of(value)[-1][0] for value in split.outputs])[:-1]
+    parts = np.split(matrix.numpy(), ends, axis=1)
+    biases = [None] * len(parts) if bias is None else np.split(bias.const_value.numpy(), ends)  # type: ignore[union-attr]
+    for value, part, shift in zip(list(split.outputs), parts, biases, strict=True):
+        made = emitter.node("MatMul", [product.inputs[0], _initializer(emitter, part, f"{value.name}_weight")])
+        shapes.set(typed(made, value), shapes.of(value))
+        if shift is not None:
+            made = emitter.node("Add", [made, _initializer(emitter, shift, f"{value.name}_bias")])
+            shapes.set(typed(made, value), shapes.of(value))
+        value.replace_all_uses_with(made, replace_graph_outputs=True)
+    return True
+
+
+def _initializer(emitter: Emitter, array: np.ndarray, name: str) -> ir.Value:
+    name = emitter.name(name)
+    value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+    emitter.graph.register_initializer(value)
+    return value
+
+
+def _rewrite(found: Analysis, graph: ir.Graph, target: ir.Value, wanted: Layout, emitter: Emitter) -> ir.Value:
+    """Write every planned operator for the row; returns the output's row."""
+    made: dict[tuple[ir.Value, Layout], ir.Value] = {}
+
+    def selected(value: ir.Value, layout: Layout) -> ir.Value:
+        if (value, layout) not in made:
+            made[value, layout] = emitter.select(value, layout)
+        return made[value, layout]
+
+    for node in [node for node in graph if node in found.plan]:
+        layout, needs = found.plan[node]
+        inputs = [
+            selected(value, needs.rows[number]) if value is not None and number in needs.rows else value
+            for number, value in enumerate(node.inputs)
+        ]
+        for old, new in zip(
+            node.outputs, rule_for(node, emitter.kind).emit(node, inputs, layout, emitter), strict=False
+        ):
+            made[old, layout] = new
+    return selected(target, wanted)
+
+
+def _trim(found: Analysis, graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> bool:
+    """Cut the inputs behind the last row that any learner of the batch needs, if no operator looks further.
+
+    At least one column stays: recurrent layers take no sequence of no steps.
+    """
+    sequences = {
+        value: [axis for axis, dim in enumerate(shapes.of(value)) if dim == shapes.time]
+        for value in graph.inputs
+        if value is not emitter.lengths
+    }
+    demands = {value: found.demands[value] for value in sequences if value in found.demands}
+    if fixed(shapes.time) or any(d.amount == "whole" and sequences[value] for value, d in demands.items()):
+        return False
+    offset = max((d.layout.offset for d in demands.values() if d.layout is not None), default=0)
+    if all(d.amount == "row" for d in demands.values()) or any(len(axes) > 1 for axes in sequences.values()):
+        return False
+    longest = emitter.node("ReduceMax", [emitter.steps(offset)], "longest", keepdims=1)
+    end = emitter.node("Cast", [emitter.node("Max", [longest, emitter.constant([1], np.int32)])], to=ir.DataType.INT64)
+    for value, axes in sequences.items():
+        if not axes:
+            continue
+        parts = [value, emitter.constant([0]), end, emitter.constant(axes)]
+        trimmed = emitter.node("Slice", parts, f"{value.name}_trimmed")
+        typed(trimmed, value)
+        value.replace_all_uses_with(trimmed)
+        made = trimmed.producer()
+        assert made is not None
+        made.replace_input_with(0, value)
+    return True
+
+
+def _narrow(graph: ir.Graph, emitter: Emitter) -> None:
+    """INT64 inputs become INT32, half the bytes; where 64 bits are asked for, a Cast gives them."""
+    for value in graph.inputs:
+        if value.dtype != ir.DataType.INT64:
+            continue
+        value.dtype = ir.DataType.INT32
+        readers = list(value.uses())
+        wide = emitter.node("Cast", [value], f"{value.name}_wide", to=ir.DataType.INT64)
+        for reader, number in readers:
+            # Indices may be of either type, and sizes have none.
+            if (reader.op_type, number) not in (("Gather", 1), ("Shape", 0)):
+                reader.replace_input_with(number, wide)
+
+
+def _finish(model: ir.Model, answer: ir.Value) -> None:
+    TopologicalSortPass()(model)
+    IdentityEliminationPass()(model)
+    _drop_zero_states(model.graph)
+    RemoveUnusedNodesPass()(model)
+    CommonSubexpressionEliminationPass()(model)
+    for node in model.graph:
+        for value in node.outputs:
+            if value is not answer:
+                value.shape = None  # noted for the model as it was
+    DeduplicateInitializersPass()(model)
+    RemoveUnusedOpsetsPass()(model)
+    if weights(model) < PROTOBUF_LIMIT:  # both write the model out, which protobuf cannot do beyond
+        ShapeInferencePass()(model)
+        CheckerPass(full_check=True)(model)
+
+
+def _drop_zero_states(graph: ir.Graph) -> None:
+    """Leave out initial states that are zeros expanded to the batch: zeros are ONNX's default, at no cost."""
+    for node in graph:
+        if node.op_type not in ("LSTM", "GRU", "RNN"):
+            continue
+        for number in (5, 6):
+            source = node.inputs[number] if number < len(node.inputs) else None
+            while source is not None and source.const_value is None:
+                producer = source.producer()
+                # Expand and Slice of zeros are zeros; anything else may compute a state.
+                source = (
+                    producer.inputs[0] if producer is not None and producer.op_type in ("Expand", "Slice") else None
+                )
+            if source is not None and source.const_value is not None and not source.const_value.numpy().any():
+                node.replace_input_with(number, None)
+
+
+def _answers_empty(found: Analysis, emitter: Emitter, select: Select) -> bool:
+    """Whether every part of the answer exists before the first row: rows that a Slice left out, or a zero state."""
+    if select != "last":
+        return False
+    states = (node for node in found.plan if node.op_type in ("LSTM", "GRU", "RNN"))
+    return all(emitter.answers_nothing(rest.layout.offset) for rest in found.rests) and all(
+        node.inputs[5:] == () or all(v is None for v in node.inputs[5:]) for node in states
+    )
+
+
+def _described(rest: Rest, shapes: Shapes) -> str:
+    node = rest.value.producer()
+    source = f"{node.op_type} " if node is not None else ""
+    return f"{source}{rest.value.name} {spell(shapes.of(rest.value), shapes)}: {rest.reason}"
+
+
+def _ends(found: Analysis, shapes: Shapes) -> list[str]:
+    return [
+        f"{node.op_type} {node.outputs[0].name} {spell(shapes.of(node.outputs[0]), shapes)}: it ends at the wanted row, and "
+        "its final state is that row"
+        for node in found.plan
+        if node.op_type in ("LSTM", "GRU", "RNN")
+    ]

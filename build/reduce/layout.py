@@ -1,0 +1,60 @@
+"""Which row of which tensor is wanted: the vocabulary of the reduction pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ensemble.errors import LastrowError
+
+# What becomes of the time axis. "prefix" selects nothing: it asks for the rows up to the wanted one, all of them.
+Kind = Literal["row", "mean", "max", "prefix"]
+
+
+class ReductionError(LastrowError):
+    """The model cannot be reduced; says which tensor or operator is in the way and what to do."""
+
+
+class Stop(Exception):
+    """A rule does not hold for this operator; the message is the reason that people read. No error: the pass rests here."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a tensor keeps learners and time.
+
+    time, batch: axes. They are equal where a Reshape has merged both into one, learners first unless time_first; then
+        `rows` is the number of rows that went into it, in each run of `shapes`.
+    inner: the learners' axis has `inner` entries a learner, next to each other (heads, as attention splits them).
+    offset: the wanted row is this far behind the row that the model's output is asked for (a Slice moves it).
+
+    A tensor without learners (a position table, a mask) has the time axis alone: `batch` is then an axis of size 1, or
+    negative where broadcasting would add it in front.
+    """
+
+    time: int
+    batch: int
+    inner: int = 1
+    offset: int = 0
+    time_first: bool = False
+    rows: tuple[int, ...] = ()
+
+    @property
+    def merged(self) -> bool:
+        """Whether learners and time share an axis."""
+        return self.time == self.batch
+
+    def moved(self, time: int, batch: int) -> Layout:
+        """The same row of a tensor whose axes lie elsewhere."""
+        return replace(self, time=time, batch=batch)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an operator needs so that its own output is right in the wanted row; by input number.
+
+    rows: inputs of which that row is enough. prefixes: inputs needed up to that row. All others are needed whole.
+    """
+
+    rows: dict[int, Layout] = field(default_factory=dict)
+    prefixes: dict[int, Layout] = field(default_factory=dict)
