@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,16 @@ DataFolder = Annotated[
     Path | None,
     typer.Option("--data", help="Folder of fold*.csv with real learners [default: simulated learners]"),
 ]
+NetworkName = Annotated[
+    str | None,
+    typer.Option("--network", help="A reference architecture: dkt, gru or transformer [default: the spec's]"),
+]
+Factory = Annotated[
+    str | None,
+    typer.Option(
+        "--factory", help="package.module:function that makes the nn.Module whose state_dict the checkpoint is"
+    ),
+]
 Learners = Annotated[int | None, typer.Option("--learners", min=10, help="Use so many learners only")]
 Budget = Annotated[float, typer.Option("--budget", min=1.0, help="Seconds of training")]
 
@@ -35,10 +46,13 @@ def train(
     checkpoint: CheckpointFile = None,
     data: DataFolder = None,
     learners: Learners = None,
+    network: NetworkName = None,
     budget: Budget = TRAINING_S,
 ) -> None:
     """Train the reference model and say how well it predicts, beside the per-problem mean."""
-    workspace = open_workspace(spec, checkpoint, None, data, learners)
+    workspace = open_workspace(spec, None, None, data, learners, network)
+    if checkpoint is not None:
+        workspace = replace(workspace, checkpoint=checkpoint)
     _train(workspace, budget)
     print(f"checkpoint {workspace.checkpoint}")
     print(f"spec       {workspace.spec_file}")
@@ -51,9 +65,11 @@ def repo(
     out: OutFolder = None,
     data: DataFolder = None,
     learners: Learners = None,
+    network: NetworkName = None,
+    factory: Factory = None,
 ) -> None:
     """Build the model repository, and only what changed; train the reference model first if it is not there."""
-    _repo(open_workspace(spec, checkpoint, out, data, learners))
+    _repo(open_workspace(spec, checkpoint, out, data, learners, network, factory))
 
 
 @app.command()
@@ -63,6 +79,8 @@ def serve(
     out: OutFolder = None,
     data: DataFolder = None,
     learners: Learners = None,
+    network: NetworkName = None,
+    factory: Factory = None,
     http_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 8002,
@@ -70,7 +88,7 @@ def serve(
     """Build the repository if need be and serve it on this machine alone, until Ctrl-C."""
     from build import server
 
-    workspace = open_workspace(spec, checkpoint, out, data, learners)
+    workspace = open_workspace(spec, checkpoint, out, data, learners, network, factory)
     ports = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics_port}"]
     arguments = [*server.loopback(), *ports]
     server.check_ports(arguments)  # before a build, which may take a minute
@@ -85,17 +103,20 @@ def demo(
     out: OutFolder = None,
     data: DataFolder = None,
     learners: Learners = None,
+    network: NetworkName = None,
 ) -> None:
     """Build everything, serve it, ask for several learners, compare with PyTorch, and stop."""
     from build import checkpoint as checkpoints
     from build.demo import demonstrate, pick
     from build.training import split
 
-    workspace = open_workspace(spec, checkpoint, out, data, learners)
+    workspace = open_workspace(spec, checkpoint, out, data, learners, network)
     _repo(workspace)
     _, test = split(workspace.folds())
     demonstrate(
-        workspace, checkpoints.load(workspace.checkpoint, workspace.spec), pick(test, workspace.spec.model.window)
+        workspace,
+        checkpoints.load_network(workspace.checkpoint, workspace.spec),
+        pick(test, workspace.spec.model.window),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from build.dkt import DKT
+from build.network import Network
 from build.parity import probabilities
 from build.progress import bar
 from build.server import Server
@@ -53,7 +53,7 @@ def pick(histories: list[History], window: int) -> list[History]:
     return picked
 
 
-def demonstrate(workspace: Workspace, model: DKT, histories: list[History]) -> list[Row]:
+def demonstrate(workspace: Workspace, model: Network, histories: list[History]) -> list[Row]:
     """Serve the workspace's repository, ask for every history, compare with the model, print, stop the server.
 
     Raises:
@@ -77,7 +77,7 @@ def demonstrate(workspace: Workspace, model: DKT, histories: list[History]) -> l
     return rows
 
 
-def measure(client: Client, model: DKT, history: History, spec: Spec) -> Row:
+def measure(client: Client, model: Network, history: History, spec: Spec) -> Row:
     """One learner's answer, its distance from PyTorch's, and both latencies, taken in turns."""
     recent = [torch.from_numpy(x[-spec.model.window :])[None] for x in (history.problem_ids, history.responses)]
     prediction = client.predict(history, next_problems=True)

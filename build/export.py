@@ -1,36 +1,68 @@
-"""PyTorch to ONNX: the model as it was trained, every row of its output included."""
+"""To ONNX: the model as it was trained, every row of its output included, under the spec's names."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
 
-from build.dkt import DKT
-from ensemble.spec import Spec
+from build.network import Network
+from build.reduce import narrow
+from ensemble.errors import LastrowError
+from ensemble.spec import OnnxNetwork, Spec
 
 # What ONNX 1.13 wrote with opset 18; ONNX Runtime refuses files of an IR version newer than itself.
 IR_VERSION = 8
+NEWEST_OPSET = 21  # beyond, a file may use types that came with later versions
 
 
-def export(model: DKT, spec: Spec) -> ir.Model:
+class ExportError(LastrowError):
+    """The model cannot be exported, or an ONNX file is not of the form that is served."""
+
+
+@dataclass(frozen=True)
+class Full:
+    """model: recent_problem_ids, recent_responses INT32 [batch, time] to all_logits FP32 [batch, time, problems].
+
+    sigmoid: whether the model itself answers probabilities; the graph then ends before that sigmoid, which is postprocess'.
+    """
+
+    model: ir.Model
+    sigmoid: bool
+
+
+class _Wide(nn.Module):
+    """Somebody's module takes INT64; what is served is INT32."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, problem_ids: Tensor, responses: Tensor) -> Tensor:
+        return self.module(problem_ids.long(), responses.long())
+
+
+def export(model: nn.Module, spec: Spec) -> Full:
     """Export with the current (dynamo) exporter, batch and time dynamic, inputs INT32.
 
-    Returns:
-        recent_problem_ids, recent_responses INT32 [batch, time] to all_logits FP32 [batch, time, problems], under the
-        names of the spec.
+    Raises:
+        ExportError: PyTorch cannot export it.
     """
     tensors = spec.tensors
     inputs = [tensors.recent_problem_ids.name, tensors.recent_responses.name]
     # Two tensors: given one twice, the exporter takes both inputs for the same.
     example = tuple(torch.zeros(2, 7, dtype=torch.int32) for _ in inputs)
     axes = {0: "batch", 1: "time"}
-    # An export leaves PyTorch 2.13 with a cached kernel that unrolls LSTMs; the next export in this process would find
-    # time fixed at the example's and fail.
-    torch.ops.aten.lstm.input._dispatch_cache.clear()
+    # An export leaves PyTorch 2.13 with cached kernels that unroll recurrent layers; the next export in this process would
+    # find time fixed at the example's and fail.
+    for layer in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+        layer._dispatch_cache.clear()
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
@@ -38,7 +70,7 @@ def export(model: DKT, spec: Spec) -> ir.Model:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notices about torch's own internals
             program = torch.onnx.export(
-                model.eval(),
+                (model if isinstance(model, Network) else _Wide(model)).eval(),
                 example,
                 dynamo=True,
                 dynamic_shapes=(axes, axes),
@@ -47,20 +79,81 @@ def export(model: DKT, spec: Spec) -> ir.Model:
                 opset_version=spec.export.opset,
                 verbose=False,
             )
+    except torch.onnx.errors.OnnxExporterError as e:
+        reason = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
+        raise ExportError(
+            f"PyTorch cannot export {type(model).__name__} with batch and time dynamic: {reason.strip()}. Export it "
+            "yourself and give the ONNX file as CHECKPOINT="
+        ) from e
     finally:
         exporter_log.setLevel(level)
     assert program is not None
-    graph = program.model
-    # The exporter notes the example's time as a constant behind the LSTM, and Triton checks the output's shape at load.
-    for node in graph.graph:
+    return _adopted(program.model, spec)
+
+
+def adopt(path: Path, spec: Spec) -> Full:
+    """An ONNX file in the form of `export`.
+
+    Raises:
+        ExportError: it has not the inputs or the output that the spec's network names.
+    """
+    assert isinstance(spec.network, OnnxNetwork)
+    try:
+        model = ir.load(path)
+    except Exception as e:  # protobuf, file and external data errors have no common base
+        raise ExportError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
+    graph, tensors = model.graph, spec.tensors
+    names = {
+        spec.network.problem_ids: tensors.recent_problem_ids.name,
+        spec.network.responses: tensors.recent_responses.name,
+    }
+    if {value.name for value in graph.inputs} != set(names):
+        raise ExportError(
+            f"{path} has the inputs {', '.join(str(v.name) for v in graph.inputs)}; the spec says {', '.join(names)} "
+            "(network.problem_ids, network.responses)"
+        )
+    output = next((value for value in graph.outputs if value.name == spec.network.output), None)
+    if output is None:
+        raise ExportError(
+            f"{path} has the outputs {', '.join(str(v.name) for v in graph.outputs)}; the spec says {spec.network.output} "
+            "(network.output)"
+        )
+    graph.outputs[:] = [output]
+    taken = set(names.values()) | {tensors.all_logits.name}
+    for node in graph:
         for value in node.outputs:
-            value.shape = None
-    graph.graph.outputs[0].shape = ir.Shape(["batch", "time", spec.model.problems])
-    return finish(graph)
+            if value.name in taken:
+                value.name = f"{value.name}_inside"
+    for value in graph.inputs:
+        value.name = names[str(value.name)]
+    return _adopted(model, spec)
 
 
 def finish(model: ir.Model) -> ir.Model:
     """What every file leaves with: no traces of this machine's source paths, and an IR version old servers read."""
     ClearMetadataAndDocStringPass()(model)
-    model.ir_version = IR_VERSION
+    if model.opset_imports.get("", 0) <= NEWEST_OPSET:
+        model.ir_version = IR_VERSION
     return model
+
+
+def _adopted(model: ir.Model, spec: Spec) -> Full:
+    graph = model.graph
+    # Exporters note the example's time as a constant behind an LSTM, and Triton checks the output's shape at load.
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    last = graph.outputs[0].producer()
+    sigmoid = last is not None and last.op_type == "Sigmoid" and len(graph.outputs[0].uses()) == 0
+    if sigmoid:
+        assert last is not None
+        assert last.inputs[0] is not None
+        graph.outputs[0].name = f"{graph.outputs[0].name}_probabilities"
+        graph.outputs[0] = last.inputs[0]
+        graph.remove(last, safe=False)
+        graph.outputs[0].dtype = ir.DataType.FLOAT
+    graph.outputs[0].name = spec.tensors.all_logits.name
+    time = graph.inputs[0].shape[1] if graph.inputs[0].shape is not None else None
+    graph.outputs[0].shape = ir.Shape(["batch", time if isinstance(time, int) else "time", spec.model.problems])
+    narrow(model)
+    return Full(finish(model), sigmoid)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import torch
+from torch import nn
 
-from build.dkt import DKT
+from build.network import Network
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
 Array = np.ndarray
-REFERENCE = "PyTorch full forward"
+REFERENCE, CUT = "PyTorch full forward", "PyTorch cut"
 
 
 class ParityError(LastrowError):
@@ -34,32 +35,43 @@ class Difference:
 def batches(spec: Spec) -> list[tuple[int, ...]]:
     """Histories that parity is checked on: one learner each of 1, 2, 20, window - 1 and window, all at once, a cold start.
 
-    Lengths that a small window cannot hold are left out.
+    With buckets also the last length of each and the first of the next. Lengths that the window cannot hold are left out.
     """
     window = spec.model.window
-    lengths = sorted({length for length in (1, 2, 20, window - 1, window) if 1 <= length <= window})
+    edges = [length for bucket in spec.model.buckets for length in (bucket, bucket + 1)]
+    lengths = sorted({length for length in (1, 2, 20, window - 1, window, *edges) if 1 <= length <= window})
     mixed = tuple(reversed(lengths))
-    return [*((length,) for length in lengths), mixed, (0,)]
+    return [*((length,) for length in lengths), mixed, *([(0,)] if spec.shortest_history == 0 else [])]
 
 
-def windows(lengths: tuple[int, ...], spec: Spec, seed: int = 0) -> tuple[Array, Array, Array]:
-    """Random learners as the core gets them: problem ids and responses INT32 [batch, window], lengths INT32 [batch].
+def windows(
+    lengths: tuple[int, ...], spec: Spec, seed: int = 0, width: int | None = None
+) -> tuple[Array, Array, Array]:
+    """Random learners as the core gets them: problem ids and responses INT32 [batch, width], lengths INT32 [batch].
 
     What lies behind a length is noise and not zeros, so that a stage that looks there parts from the others.
     """
     rng = np.random.default_rng(seed)
     shape = (len(lengths), spec.model.window)
     problem_ids = rng.integers(0, spec.model.problems, shape, dtype=np.int32)
-    return problem_ids, rng.integers(0, 2, shape, dtype=np.int32), np.array(lengths, np.int32)
+    responses = rng.integers(0, 2, shape, dtype=np.int32)
+    return problem_ids[:, :width], responses[:, :width], np.array(lengths, np.int32)
 
 
 def check(
-    model: DKT, full: Path, core: Path, spec: Spec, progress: Callable[[float, str], None] = lambda *_: None
+    model: nn.Module | None,
+    full: Path,
+    core: Path,
+    spec: Spec,
+    sigmoid: bool = False,
+    progress: Callable[[float, str], None] = lambda *_: None,
 ) -> list[Difference]:
     """Compare PyTorch full forward, PyTorch cut, ONNX full and ONNX core on the served row.
 
     Args:
-        full, core: ONNX files of `build.export.export` and, with reduce.where = "core", of `build.reduce.reduce`.
+        model: None where an ONNX file is all there is; its full forward is then the reference.
+        full, core: ONNX files of `build.export` and, with reduce.where = "core", of `build.reduce`.
+        sigmoid: whether the PyTorch model answers probabilities itself.
 
     Returns:
         Every stage's difference on every batch.
@@ -74,18 +86,19 @@ def check(
     todo = batches(spec)
     for done, lengths in enumerate(todo):
         progress(done / len(todo), f"lengths {', '.join(map(str, lengths))}")
-        answers = _answers(model, onnx_full, onnx_core, windows(lengths, spec), spec)
-        # A cold start has no row in the full forward; the PyTorch cut stands in for it.
-        reference = answers.pop(REFERENCE, None)
-        if reference is None:
-            reference = answers.pop("PyTorch cut")
-        for stage, answer in answers.items():
+        reference, name = _reference(model, onnx_full, lengths, spec, sigmoid)
+        for stage, answer in _answers(model, onnx_full, onnx_core, lengths, spec, sigmoid):
             difference = Difference(stage, lengths, float(np.abs(answer - reference).max()))
             differences.append(difference)
             if not difference.value <= spec.parity.max_abs_difference:  # a NaN fails too
+                ahead = (
+                    ". Does the model look ahead (a bidirectional layer, attention without a causal mask)? Then padding "
+                    "changes its answer, and it cannot be served in windows"
+                )
                 raise ParityError(
-                    f"{stage} parts from {REFERENCE} by {difference.value:.2e} at lengths {list(lengths)}; allowed is "
+                    f"{stage} parts from {name} by {difference.value:.2e} at lengths {list(lengths)}; allowed is "
                     f"{spec.parity.max_abs_difference:.0e} (parity.max_abs_difference). Nothing was written"
+                    f"{ahead if stage.startswith('ONNX full') else ''}"
                 )
     return differences
 
@@ -96,26 +109,69 @@ def probabilities(logits: Array) -> Array:
         return 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
 
 
+def _reference(
+    model: nn.Module | None, onnx_full: ort.InferenceSession, lengths: tuple[int, ...], spec: Spec, sigmoid: bool
+) -> tuple[Array, str]:
+    """Probabilities [batch, problems] that each learner's own history gives, alone and without padding; and whose."""
+    problem_ids, responses, counted = windows(lengths, spec)
+    if not counted.all():
+        # A cold start has no row in the full forward; the PyTorch cut stands in for it.
+        assert isinstance(model, Network)
+        with torch.inference_mode():
+            cold = model.last(*(torch.from_numpy(x) for x in (problem_ids, responses, counted)))
+        return probabilities(cold.numpy()), CUT
+    rows = []
+    fixed = isinstance(onnx_full.get_inputs()[0].shape[1], int)
+    for row, length in enumerate(lengths):
+        history = [x[row : row + 1, :length].copy() for x in (problem_ids, responses)]
+        if model is not None:
+            with torch.inference_mode():
+                answer = model(*(torch.from_numpy(x) for x in _typed(history, model)))[0, -1].numpy()
+            rows.append(answer if sigmoid else probabilities(answer))
+            continue
+        if fixed:  # without padding there is nothing to hold it against but other padding
+            other = windows(lengths, spec, seed=1)
+            history = [
+                np.concatenate([x, y[row : row + 1, length:]], axis=1) for x, y in zip(history, other, strict=False)
+            ]
+        rows.append(probabilities(onnx_full.run(None, _feeds(history, spec))[0][0, length - 1]))
+    return np.stack(rows), REFERENCE if model is not None else "ONNX full without padding"
+
+
 def _answers(
-    model: DKT,
+    model: nn.Module | None,
     onnx_full: ort.InferenceSession,
     onnx_core: ort.InferenceSession | None,
-    inputs: tuple[Array, Array, Array],
+    lengths: tuple[int, ...],
     spec: Spec,
-) -> dict[str, Array]:
-    """Probabilities [batch, problems] by stage."""
-    problem_ids, responses, lengths = inputs
+    sigmoid: bool,
+) -> Iterator[tuple[str, Array]]:
+    """Every stage's probabilities [batch, problems], at every width that such a batch may come in."""
+    fits = [width for width in spec.model.widths if width >= max(lengths)]
+    for width in sorted({fits[0], fits[-1]}):
+        at = f" at width {width}" if spec.model.buckets else ""
+        problem_ids, responses, counted = windows(lengths, spec, width=width)
+        rows = np.arange(len(lengths)), counted - 1
+        if model is not None and counted.all():
+            with torch.inference_mode():
+                answer = model(*(torch.from_numpy(x) for x in _typed([problem_ids, responses], model))).numpy()[rows]
+            yield f"PyTorch, padded{at}", answer if sigmoid else probabilities(answer)
+        if isinstance(model, Network):
+            with torch.inference_mode():
+                answer = model.last(*(torch.from_numpy(x) for x in (problem_ids, responses, counted))).numpy()
+            yield f"{CUT}{at}", probabilities(answer)
+        feeds = _feeds([problem_ids, responses], spec)
+        if counted.all():
+            yield f"ONNX full{at}", probabilities(onnx_full.run(None, feeds)[0][rows])
+        if onnx_core is not None:
+            answer = onnx_core.run(None, {**feeds, spec.tensors.lengths.name: counted})[0]
+            yield f"ONNX core{at}", probabilities(answer)
+
+
+def _typed(inputs: list[Array], model: nn.Module) -> list[Array]:
+    return inputs if isinstance(model, Network) else [x.astype(np.int64) for x in inputs]
+
+
+def _feeds(inputs: list[Array], spec: Spec) -> dict[str, Array]:
     tensors = spec.tensors
-    feeds = {tensors.recent_problem_ids.name: problem_ids, tensors.recent_responses.name: responses}
-    rows = np.arange(len(lengths)), lengths - 1
-    answers = {}
-    with torch.inference_mode():
-        torch_inputs = [torch.from_numpy(x) for x in inputs]
-        if lengths.all():
-            answers[REFERENCE] = model(*torch_inputs[:2]).numpy()[rows]
-        answers["PyTorch cut"] = model.last(*torch_inputs).numpy()
-    if lengths.all():
-        answers["ONNX full"] = onnx_full.run(None, feeds)[0][rows]
-    if onnx_core is not None:
-        answers["ONNX core"] = onnx_core.run(None, {**feeds, tensors.lengths.name: lengths})[0]
-    return {stage: probabilities(logits) for stage, logits in answers.items()}
+    return dict(zip((tensors.recent_problem_ids.name, tensors.recent_responses.name), inputs, strict=True))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from build import ROOT
 from build.checkpoint import digest
 from ensemble import config
 from ensemble.errors import LastrowError
-from ensemble.spec import Spec
+from ensemble.spec import ModuleNetwork, Spec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 FINGERPRINT = "lastrow.fingerprint"
@@ -82,10 +87,7 @@ def fingerprint(spec: Spec, checkpoint: Path) -> str:
     parts = [
         spec.model_dump_json(include={"model", "network", "reduce", "export", "parity", "tensors"}),
         digest(checkpoint),
-        *(
-            Path(__file__).with_name(f"{m}.py").read_text(encoding="utf-8")
-            for m in ("dkt", "export", "reduce", "parity")
-        ),
+        *(file.read_text(encoding="utf-8") for file in _sources(spec)),
         *(importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnx-ir")),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -102,27 +104,62 @@ def metadata(model: Path) -> dict[str, str]:
         return {}
 
 
+def _sources(spec: Spec) -> list[Path]:
+    """The code that a core is made by: this project's, and a module's own."""
+    here = Path(__file__).parent
+    files = [here / f"{name}.py" for name in ("network", "export", "parity")] + sorted((here / "reduce").glob("*.py"))
+    if isinstance(spec.network, ModuleNetwork):
+        found = importlib.util.find_spec(spec.network.factory.partition(":")[0])
+        if found is not None and found.origin is not None:
+            files.append(Path(found.origin))
+    return files
+
+
 def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[Path, float]:
     """Export, reduce, compare. Returns the core's file and the largest difference."""
     import onnx_ir as ir
 
     from build import checkpoint as checkpoints
     from build import parity
-    from build.export import export
+    from build.export import adopt, export
     from build.progress import bar
-    from build.reduce import reduce
+    from build.reduce.shapes import save
 
-    with bar("export to ONNX"):
-        model = checkpoints.load(checkpoint, spec)
-        full = export(model, spec)
+    with bar("export to ONNX") as update:
+        model = None if spec.network.type == "onnx" else checkpoints.load(checkpoint, spec)
+        full = adopt(checkpoint, spec) if model is None else export(model, spec)
         full_file, core_file = aside / "full.onnx", aside / "core.onnx"
-        ir.save(full, full_file)
-        core = reduce(full, spec) if spec.reduce.where == "core" else full
-        ir.save(core, core_file)
+        save(full.model, full_file)
+        update(0.7, "reduce")
+        core = cut(full.model, spec) if spec.reduce.where == "core" else full.model
+        save(core, core_file)
     with bar("parity") as update:
-        differences = parity.check(model, full_file, core_file, spec, update)
+        differences = parity.check(model, full_file, core_file, spec, full.sigmoid, update)
         worst = max(d.value for d in differences)
         update(1.0, f"largest difference {worst:.1e}")
     core.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(worst)})
     ir.save(core, core_file)
     return core_file, worst
+
+
+def cut(full: ir.Model, spec: Spec) -> ir.Model:
+    """The full model reduced to the last valid row, under the spec's names.
+
+    Raises:
+        ReductionError: its output is not [batch, time, problems], or it does not answer a cold start that the spec promises.
+    """
+    from build.export import finish
+    from build.reduce import ReductionError, reduce
+
+    reduction = reduce(
+        full,
+        window=spec.model.window,
+        index_name=spec.tensors.lengths.name,
+        output_name=spec.tensors.logits.name,
+    )
+    if spec.model.cold_start and not reduction.empty:
+        raise ReductionError(
+            "the reduced model has no row before the first interaction to answer a cold start from; set "
+            f"model.cold_start = false in the spec. The selection rests at {'; '.join(reduction.rests)}"
+        )
+    return finish(reduction.model)

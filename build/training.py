@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from build.dkt import DKT
+from build.network import Network, create
 from ensemble.errors import LastrowError
 from ensemble.history import History
 from ensemble.spec import Spec
@@ -67,7 +67,7 @@ def train(
     budget_s: float = 60.0,
     max_epochs: int = MAX_EPOCHS,
     progress: Callable[[float, str], None] = lambda *_: None,
-) -> tuple[DKT, Report]:
+) -> tuple[Network, Report]:
     """Train the spec's model until the time or the epochs are used up.
 
     Args:
@@ -79,7 +79,7 @@ def train(
     _check(training, test, spec)
     torch.manual_seed(seed)
     means = problem_means(training, spec.model.problems)
-    model = _initialise(DKT.from_spec(spec), means)
+    model = _initialise(create(spec), means)
     windows = _windows(training, spec.model.window)
     tables = {"interaction_emb.weight", "out_layer.weight"}
     named = list(model.named_parameters())
@@ -101,7 +101,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * (1.0 - used)  # down to nothing when the time is over
             logits = next_logits(model, problem_ids, responses)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits[valid], responses[:, 1:][valid].float())
+            loss = nn.functional.binary_cross_entropy_with_logits(logits[valid], responses[valid].float())
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -127,12 +127,10 @@ def train(
     return model, report
 
 
-def next_logits(model: DKT, problem_ids: Tensor, responses: Tensor) -> Tensor:
-    """For every interaction but the first, the logit that the ones before it give: [batch, time] to [batch, time - 1]."""
-    states = model.states(problem_ids[:, :-1], responses[:, :-1])
-    coming = problem_ids[:, 1:]
-    weights = nn.functional.embedding(coming, model.out_layer.weight)
-    return (states * weights).sum(-1) + model.out_layer.bias[coming]
+def next_logits(model: Network, problem_ids: Tensor, responses: Tensor) -> Tensor:
+    """For every interaction, the logit that the ones before it give: [batch, time] to [batch, time]."""
+    weights = nn.functional.embedding(problem_ids, model.out_layer.weight)
+    return (model.before(problem_ids, responses) * weights).sum(-1) + model.out_layer.bias[problem_ids]
 
 
 def problem_means(histories: Sequence[History], problems: int) -> np.ndarray:
@@ -171,7 +169,7 @@ def _check(training: Sequence[History], test: Sequence[History], spec: Spec) -> 
         raise LastrowError("no learner has two interactions to learn or test a next response on; use more learners")
 
 
-def _initialise(model: DKT, means: np.ndarray) -> DKT:
+def _initialise(model: Network, means: np.ndarray) -> Network:
     """Start where the problem means leave off, with right and wrong answers apart from the first step on.
 
     Most of 2 x 14,041 interactions occur a handful of times. Without a direction in common, each would have to learn
@@ -201,7 +199,7 @@ def _windows(histories: Sequence[History], window: int) -> list[tuple[np.ndarray
 def _batches(
     windows: list[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of windows of like length, in random order: ids, responses INT64 [batch, time], valid [batch, time - 1]."""
+    """Batches of windows of like length, in random order: ids, responses INT64 [batch, time], valid [batch, time]."""
     order = sorted(range(len(windows)), key=lambda i: (len(windows[i][0]), rng.random()))
     groups: list[list[int]] = [[]]
     for i in order:
@@ -215,17 +213,18 @@ def _batches(
         valid = np.zeros(shape, bool)
         for row, (ids, answers) in enumerate(members):
             problem_ids[row, : len(ids)], responses[row, : len(ids)], valid[row, : len(ids)] = ids, answers, True
-        yield torch.from_numpy(problem_ids), torch.from_numpy(responses), torch.from_numpy(valid[:, 1:])
+        yield torch.from_numpy(problem_ids), torch.from_numpy(responses), torch.from_numpy(valid)
 
 
 def _score(
-    model: DKT, histories: Sequence[History], means: np.ndarray, window: int
+    model: Network, histories: Sequence[History], means: np.ndarray, window: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Responses, the model's logits for them and their problems' means, for all but every window's first interaction."""
     labels, scores, baseline = [], [], []
     with torch.inference_mode():
         for problem_ids, responses, valid in _batches(_windows(histories, window), np.random.default_rng(0)):
-            labels.append(responses[:, 1:][valid].numpy())
+            valid[:, 0] = False
+            labels.append(responses[valid].numpy())
             scores.append(next_logits(model, problem_ids, responses)[valid].numpy())
-            baseline.append(means[problem_ids[:, 1:][valid].numpy()])
+            baseline.append(means[problem_ids[valid].numpy()])
     return np.concatenate(labels), np.concatenate(scores), np.concatenate(baseline)

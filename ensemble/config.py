@@ -15,7 +15,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelIns
 from ensemble.spec import Spec, Step, Tensor
 
 PREPROCESS, CORE, POSTPROCESS = "preprocess", "core", "postprocess"
-FULL_WINDOW_LENGTH = "full_window_length"  # the file in a step's warmup/ folder
+LENGTH_FILE = "length_"  # files in a step's warmup/ folder: a number behind it, and that number inside
 
 
 def repository(spec: Spec) -> dict[str, ModelConfig]:
@@ -33,8 +33,10 @@ def files(spec: Spec) -> dict[str, bytes]:
     for name, config in repository(spec).items():
         derived[f"{name}/config.pbtxt"] = to_text(config).encode()
         for sample in config.model_warmup:
-            if any(data.input_data_file for data in sample.inputs.values()):
-                derived[f"{name}/warmup/{FULL_WINDOW_LENGTH}"] = struct.pack("<i", spec.model.window)
+            for data in sample.inputs.values():
+                if data.input_data_file:
+                    width = int(data.input_data_file.removeprefix(LENGTH_FILE))
+                    derived[f"{name}/warmup/{data.input_data_file}"] = struct.pack("<i", width)
     return derived
 
 
@@ -53,8 +55,8 @@ def _preprocess(spec: Spec) -> ModelConfig:
     _parameters(
         config,
         problems=spec.model.problems,
-        # Without the selection inside the core there is no row that a learner without history could be answered from.
-        shortest_history=0 if spec.reduce.where == "core" else 1,
+        widths=",".join(map(str, spec.model.widths)),
+        shortest_history=spec.shortest_history,
     )
     _warmup(spec, config)
     return config
@@ -141,14 +143,15 @@ def _parameters(config: ModelConfig, **values: object) -> None:
 
 
 def _warmup(spec: Spec, config: ModelConfig) -> None:
-    """A full window for one learner: memory arenas, thread pools and code paths are warm before the first request."""
-    sample = config.model_warmup.add(name="full_window", batch_size=1)
-    for tensor in config.input:
-        data = sample.inputs[tensor.name]
-        data.data_type = tensor.data_type
-        data.dims.extend(spec.model.window if dim == -1 else dim for dim in tensor.dims)
-        if tensor.name == spec.tensors.lengths.name:
-            # What Triton can make up by itself is zeros, and a length of zero would warm up the cold start alone.
-            data.input_data_file = FULL_WINDOW_LENGTH
-        else:
-            data.zero_data = True
+    """A full window of every width: memory arenas, thread pools and code paths are warm before the first request."""
+    for width in spec.model.widths:
+        sample = config.model_warmup.add(name=f"window_{width}", batch_size=1)
+        for tensor in config.input:
+            data = sample.inputs[tensor.name]
+            data.data_type = tensor.data_type
+            data.dims.extend(width if dim == -1 else dim for dim in tensor.dims)
+            if tensor.name == spec.tensors.lengths.name:
+                # What Triton can make up by itself is zeros, and a length of zero would warm up the cold start alone.
+                data.input_data_file = f"{LENGTH_FILE}{width}"
+            else:
+                data.zero_data = True

@@ -30,19 +30,75 @@ class _Table(BaseModel):
 
 
 class Model(_Table):
-    """The served model: its name, N (problems) and T (window, interactions)."""
+    """The served model: its name, N (problems) and T (window, interactions).
+
+    buckets: widths that the core sees, the smallest that holds a request's histories; none: always the window.
+    cold_start: whether a learner without history is answered.
+    """
 
     name: Name
     problems: Count
     window: Count
+    buckets: tuple[Count, ...] = ()
+    cold_start: bool = True
+
+    @model_validator(mode="after")
+    def _buckets_rise_to_the_window(self) -> Model:
+        if self.buckets and (list(self.buckets) != sorted(set(self.buckets)) or self.buckets[-1] != self.window):
+            raise ValueError(
+                f"buckets are {list(self.buckets)}; they have to rise and to end in the window, {self.window}"
+            )
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Every width that the core sees."""
+        return self.buckets or (self.window,)
 
 
-class Network(_Table):
-    """The reference architecture's dimensions."""
+class RecurrentNetwork(_Table):
+    """Deep Knowledge Tracing, over an LSTM ("dkt") or a GRU."""
 
-    type: Literal["dkt"]
+    type: Literal["dkt", "gru"]
     embedding: Count
     hidden: Count
+
+
+class TransformerNetwork(_Table):
+    """A causal Transformer; every head sees embedding / heads numbers."""
+
+    type: Literal["transformer"]
+    embedding: Count
+    blocks: Count
+    heads: Count
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TransformerNetwork:
+        if self.embedding % self.heads:
+            raise ValueError(f"embedding {self.embedding} is no multiple of {self.heads} heads")
+        return self
+
+
+class ModuleNetwork(_Table):
+    """Any PyTorch model: `factory` ("package.module:function") makes it, a checkpoint has its weights.
+
+    Its forward takes problem ids and responses, INT64 [batch, time], and answers [batch, time, problems].
+    """
+
+    type: Literal["module"]
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
+class OnnxNetwork(_Table):
+    """An ONNX file, which is the checkpoint: the names of two integer inputs [batch, time] and of the output in it."""
+
+    type: Literal["onnx"]
+    problem_ids: str
+    responses: str
+    output: str
+
+
+Network = Annotated[RecurrentNetwork | TransformerNetwork | ModuleNetwork | OnnxNetwork, Field(discriminator="type")]
 
 
 class Reduce(_Table):
@@ -183,8 +239,14 @@ class Spec(_Table):
 
     def dims(self, tensor: Tensor) -> list[int]:
         """A tensor's shape a learner in numbers; -1 stands for any length."""
-        named = {"problems": self.model.problems, "window": self.model.window, "next": self.next_problems.count}
+        window = -1 if len(self.model.widths) > 1 else self.model.window
+        named = {"problems": self.model.problems, "window": window, "next": self.next_problems.count}
         return [named[d] if isinstance(d, str) else d for d in tensor.shape]
+
+    @property
+    def shortest_history(self) -> int:
+        """Interactions that a learner needs at least. Without the cut there is no row to answer a cold start from."""
+        return 0 if self.model.cold_start and self.reduce.where == "core" else 1
 
     @property
     def core_output(self) -> Tensor:

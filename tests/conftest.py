@@ -11,26 +11,30 @@ import pytest
 import torch
 
 from build import ROOT, checkpoint
-from build.dkt import DKT
-from ensemble.spec import Spec
+from build.network import Network, Recurrent, create
+from ensemble.spec import RecurrentNetwork, Spec, TransformerNetwork
+
+# Every reference architecture, small enough for a test.
+NETWORKS: dict[str, RecurrentNetwork | TransformerNetwork] = {
+    "dkt": RecurrentNetwork(type="dkt", embedding=8, hidden=12),
+    "gru": RecurrentNetwork(type="gru", embedding=8, hidden=12),
+    "transformer": TransformerNetwork(type="transformer", embedding=8, blocks=2, heads=2),
+}
 
 
-def resized(spec: Spec, **model: int) -> Spec:
+def resized(spec: Spec, network: str = "dkt", **model: object) -> Spec:
     """The spec with other dimensions, and a network small enough for a test."""
     return spec.model_copy(
-        update={
-            "model": spec.model.model_copy(update=model),
-            "network": spec.network.model_copy(update={"embedding": 8, "hidden": 12}),
-        }
+        update={"model": spec.model.model_copy(update=model), "network": NETWORKS[network]},
     )
 
 
-def untrained(spec: Spec, seed: int = 0) -> DKT:
+def untrained(spec: Spec, seed: int = 0) -> Network:
     """A model of random weights, large enough that its probabilities spread over most of 0 to 1."""
     torch.manual_seed(seed)
-    model = DKT.from_spec(spec).eval()
+    model = create(spec).eval()
     with torch.no_grad():
-        model.out_layer.weight *= 20
+        model.out_layer.weight *= 20 if isinstance(model, Recurrent) else 2
         model.interaction_emb.weight *= 2
     return model
 

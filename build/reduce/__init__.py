@@ -35,7 +35,7 @@ from build.reduce.layout import Kind, Layout, ReductionError
 from build.reduce.rules import RULES, rule_for, spell
 from build.reduce.shapes import PROTOBUF_LIMIT, Shapes, fixed, weights
 
-__all__ = ["RULES", "Cost", "Reduction", "ReductionError", "Select", "reduce"]
+__all__ = ["RULES", "Cost", "Reduction", "ReductionError", "Select", "narrow", "reduce"]
 
 Select = Literal["last", "row", "mean", "max"]
 
@@ -137,7 +137,7 @@ def reduce(
     graph.outputs[:] = [answer]
     graph.inputs.append(lengths)
     trimmed = _trim(found, graph, shapes, emitter)
-    _narrow(graph, emitter)
+    narrow(model)
     _finish(model, answer)
     after_shapes = Shapes(model, batch_axis, time_axis, last=(str(lengths.name), -1 if select == "row" else 0))
     reasons = {r.value: r.reason for r in found.rests}
@@ -156,6 +156,25 @@ def reduce(
         trimmed=trimmed,
         tail=tail(graph, taken, after_shapes),
     )
+
+
+def narrow(model: ir.Model) -> None:
+    """INT64 inputs become INT32, half the bytes; where 64 bits are asked for, a Cast gives them."""
+    graph = model.graph
+    for value in graph.inputs:
+        if value.dtype != ir.DataType.INT64:
+            continue
+        value.dtype = ir.DataType.INT32
+        cast = ir.node("Cast", [value], {"to": ir.DataType.INT64})
+        cast.outputs[0].name = f"{value.name}_wide"
+        for reader, number in list(value.uses()):
+            # Indices may be of either type, and sizes have none.
+            if reader is not cast and (reader.op_type, number) not in (("Gather", 1), ("Shape", 0)):
+                reader.replace_input_with(number, cast.outputs[0])
+        if cast.outputs[0].uses():
+            graph.insert_before(graph[0], cast)
+        else:
+            cast.replace_input_with(0, None)
 
 
 def _sizes(dims: tuple[tuple[int, ...], ...], time_axis: int, batch_axis: int) -> list[int | None]:
@@ -292,20 +311,6 @@ def _trim(found: Analysis, graph: ir.Graph, shapes: Shapes, emitter: Emitter) ->
         assert made is not None
         made.replace_input_with(0, value)
     return True
-
-
-def _narrow(graph: ir.Graph, emitter: Emitter) -> None:
-    """INT64 inputs become INT32, half the bytes; where 64 bits are asked for, a Cast gives them."""
-    for value in graph.inputs:
-        if value.dtype != ir.DataType.INT64:
-            continue
-        value.dtype = ir.DataType.INT32
-        readers = list(value.uses())
-        wide = emitter.node("Cast", [value], f"{value.name}_wide", to=ir.DataType.INT64)
-        for reader, number in readers:
-            # Indices may be of either type, and sizes have none.
-            if (reader.op_type, number) not in (("Gather", 1), ("Shape", 0)):
-                reader.replace_input_with(number, wide)
 
 
 def _finish(model: ir.Model, answer: ir.Value) -> None:

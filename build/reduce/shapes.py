@@ -75,9 +75,9 @@ class Shapes:
             elif value.const_value is not None:
                 self._values[value] = _constant_shape(value.const_value, len(runs))
         for value in model.graph.inputs:
-            sizes = {"batch": self.batch, "time": self.time}
+            named = {"batch": self.batch, "time": self.time}
             self._values[value] = tuple(
-                sizes[axis] if isinstance(axis, str) else (axis,) * len(runs) for axis in inputs[str(value.name)]
+                named[axis] if isinstance(axis, str) else (axis,) * len(runs) for axis in inputs[str(value.name)]
             )
 
     def of(self, value: ir.Value) -> tuple[Dim, ...]:
@@ -171,7 +171,7 @@ def _input_axes(model: ir.Model, batch_axis: int, time_axis: int) -> dict[str, l
 
 
 def _constant_shape(tensor: ir.TensorProtocol, runs: int) -> tuple[Dim, ...]:
-    return tuple((int(size),) * runs for size in tensor.numpy().shape)
+    return tuple((int(size),) * runs for size in tensor.shape.numpy())
 
 
 def _symbol(size: object) -> object:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from build import checkpoint, repository
-from build.dkt import DKT
+from build.network import Network
 from build.server import Server
 from ensemble.client import Client
 from ensemble.spec import Spec
@@ -19,7 +19,7 @@ from tests.conftest import untrained
 @dataclass(frozen=True)
 class Served:
     spec: Spec
-    model: DKT
+    model: Network
     checkpoint: Path
     repository: Path
     server: Server

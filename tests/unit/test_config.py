@@ -57,3 +57,15 @@ def test_steps_import_what_a_stock_container_has(step):
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported <= {"json", "numpy", "triton_python_backend_utils"}
+
+
+def test_buckets_leave_the_cores_width_open_and_warm_every_one(spec):
+    model = spec.model.model_copy(update={"buckets": (64, 512)})
+    configs = config.repository(spec.model_copy(update={"model": model}))
+    assert configs["preprocess"].parameters["widths"].string_value == "64,512"
+    for tensors in (configs["preprocess"].output[:2], configs["core"].input[:2]):
+        assert [list(tensor.dims) for tensor in tensors] == [[-1], [-1]]
+    warmed = [list(s.inputs["recent_problem_ids"].dims) for s in configs["core"].model_warmup]
+    assert warmed == [[64], [512]]
+    files = config.files(spec.model_copy(update={"model": model}))
+    assert files["core/warmup/length_64"] == (64).to_bytes(4, "little")

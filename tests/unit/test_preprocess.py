@@ -88,3 +88,11 @@ def test_cold_start_needs_a_model_that_can(preprocess):
     assert preprocess.check(nothing, nothing, PROBLEMS).tolist() == [0]
     with pytest.raises(ValueError, match="learner 0 has 0 interactions; this model answers from 1 on"):
         preprocess.check(nothing, nothing, PROBLEMS, shortest_history=1)
+
+
+@pytest.mark.parametrize(
+    ("longest", "width"), [(0, 64), (1, 64), (64, 64), (65, 128), (128, 128), (129, 512), (512, 512), (900, 512)]
+)
+def test_the_core_sees_the_narrowest_window_that_holds_the_history(preprocess, longest, width):
+    assert preprocess.narrowest([64, 128, 512], longest) == width
+    assert preprocess.narrowest([512], longest) == 512

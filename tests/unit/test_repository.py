@@ -1,3 +1,4 @@
+import math
 import pickle
 import shutil
 from pathlib import Path
@@ -13,19 +14,23 @@ from build import checkpoint, parity, repository
 from build.checkpoint import CheckpointError
 from build.export import export
 from build.parity import ParityError
-from build.reduce import ReductionError, reduce
-from tests.conftest import resized, untrained
+from build.reduce import ReductionError
+from build.reduce.shapes import Shapes
+from tests.conftest import NETWORKS, resized, untrained
 
 
-@pytest.fixture(scope="module")
-def exported(small_spec, tmp_path_factory):
-    """A small model, its full ONNX and its core, in files."""
+@pytest.fixture(scope="module", params=NETWORKS)
+def exported(request, spec, tmp_path_factory):
+    """A small spec, its model, full ONNX and core, in files; of every network."""
+    small = resized(spec, request.param, problems=40, window=32)
+    if request.param == "transformer":
+        small = resized(spec, request.param, problems=40, window=32, buckets=(8, 16, 32))
     folder = tmp_path_factory.mktemp("onnx")
-    model = untrained(small_spec)
-    full = export(model, small_spec)
+    model = untrained(small)
+    full = export(model, small).model
     ir.save(full, folder / "full.onnx")
-    ir.save(reduce(full, small_spec), folder / "core.onnx")
-    return model, full, folder / "full.onnx", folder / "core.onnx"
+    ir.save(repository.cut(full, small), folder / "core.onnx")
+    return small, model, folder / "full.onnx", folder / "core.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +42,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_core_takes_int32_and_answers_one_row(small_spec, exported):
-    core = onnx.load(exported[3])
+def test_core_takes_int32_and_answers_one_row(exported):
+    spec, _, _, file = exported
+    core = onnx.load(file)
     onnx.checker.check_model(core, full_check=True)
     assert [(i.name, i.type.tensor_type.elem_type) for i in core.graph.input] == [
         (name, onnx.TensorProto.INT32) for name in ("recent_problem_ids", "recent_responses", "lengths")
@@ -46,22 +52,40 @@ def test_core_takes_int32_and_answers_one_row(small_spec, exported):
     (output,) = core.graph.output
     batch, problems = output.type.tensor_type.shape.dim
     assert batch.dim_param
-    assert problems.dim_value == small_spec.model.problems
-    assert core.opset_import[0].version == small_spec.export.opset
+    assert problems.dim_value == spec.model.problems
+    assert core.opset_import[0].version == spec.export.opset
     assert core.ir_version == 8
 
 
-def test_every_stage_agrees(small_spec, exported):
-    model, _, full, core = exported
-    differences = parity.check(model, full, core, small_spec)
-    assert {d.stage for d in differences} == {"PyTorch cut", "ONNX full", "ONNX core"}
-    assert {d.lengths for d in differences} == {(1,), (2,), (20,), (31,), (32,), (32, 31, 20, 2, 1), (0,)}
+def test_no_tensor_of_the_core_has_every_row_of_every_problem(exported):
+    spec, _, _, file = exported
+    model = ir.load(file)
+    shapes = Shapes(model, 0, 1, last=("lengths", 0))
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name:
+                dims = shapes.at(value, 1, spec.model.window)
+                assert spec.model.problems not in dims or math.prod(dims) == spec.model.problems, (node.op_type, dims)
+
+
+def test_every_stage_agrees(exported):
+    spec, model, full, core = exported
+    differences = parity.check(model, full, core, spec)
+    assert {d.stage.partition(" at ")[0] for d in differences} == {
+        "PyTorch, padded",
+        "PyTorch cut",
+        "ONNX full",
+        "ONNX core",
+    }
+    assert {(1,), (2,), (20,), (31,), (32,), (0,)} <= {d.lengths for d in differences}
+    assert any(len(d.lengths) > 4 for d in differences)
     assert max(d.value for d in differences) < 1e-5
 
 
-def test_what_lies_behind_the_length_changes_nothing(small_spec, exported):
-    session = ort.InferenceSession(str(exported[3]), providers=["CPUExecutionProvider"])
-    ids, responses, lengths = parity.windows((3, 0, 20), small_spec)
+def test_what_lies_behind_the_length_changes_nothing(exported):
+    spec, _, _, core = exported
+    session = ort.InferenceSession(str(core), providers=["CPUExecutionProvider"])
+    ids, responses, lengths = parity.windows((3, 0, 20), spec)
     names = ("recent_problem_ids", "recent_responses", "lengths")
     before = session.run(None, dict(zip(names, (ids, responses, lengths), strict=True)))[0]
     for row, length in enumerate(lengths):
@@ -71,22 +95,28 @@ def test_what_lies_behind_the_length_changes_nothing(small_spec, exported):
     np.testing.assert_array_equal(before, after)
 
 
-def test_the_gate_names_the_stage_that_parts(small_spec, exported, tmp_path):
-    model, _, full_file, _ = exported
-    other = reduce(export(untrained(small_spec, seed=1), small_spec), small_spec)
+def test_the_gate_names_the_stage_that_parts(exported, tmp_path):
+    spec, model, full_file, _ = exported
+    other = repository.cut(export(untrained(spec, seed=1), spec).model, spec)
     ir.save(other, tmp_path / "core.onnx")
-    with pytest.raises(ParityError, match=r"ONNX core parts from PyTorch full forward by .* at lengths \[1\]"):
-        parity.check(model, full_file, tmp_path / "core.onnx", small_spec)
+    with pytest.raises(ParityError, match=r"ONNX core.* parts from PyTorch full forward by .* at lengths \[1\]"):
+        parity.check(model, full_file, tmp_path / "core.onnx", spec)
 
 
-def test_the_cut_refuses_what_it_does_not_know(small_spec):
-    class Mean(torch.nn.Module):
+def test_the_cut_refuses_a_cold_start_that_the_model_cannot_give(small_spec):
+    class Residual(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(2, small_spec.model.problems)
+
         def forward(self, problem_ids, responses):
-            scores = (problem_ids + responses).float()[..., None].expand(-1, -1, small_spec.model.problems)
-            return scores.cumsum(1)
+            return self.embedding(responses) + problem_ids[..., None]
 
-    with pytest.raises(ReductionError, match=r"expected Add .* found CumSum.*reduce.where = \"postprocess\""):
-        reduce(export(Mean(), small_spec), small_spec)
+    full = export(Residual(), small_spec).model
+    with pytest.raises(ReductionError, match=r"no row before the first interaction.*model.cold_start = false"):
+        repository.cut(full, small_spec)
+    warm = small_spec.model_copy(update={"model": small_spec.model.model_copy(update={"cold_start": False})})
+    assert [value.name for value in repository.cut(full, warm).graph.outputs] == ["logits"]
 
 
 def test_build_writes_only_what_changed(small_spec, small_checkpoint, built):

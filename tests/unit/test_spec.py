@@ -22,7 +22,10 @@ def test_the_default_spec_is_the_served_contract():
     [
         ("problems = 14041 ", "problems = 0 ", "model.problems = 0"),
         ("problems = 14041 ", "problem = 14041 ", "model.problem"),
-        ('type = "dkt"', 'type = "gpt"', "network.type = 'gpt'"),
+        ('type = "dkt"', 'type = "gpt"', "network: Input tag 'gpt' found using 'type'"),
+        ('type = "dkt"', 'type = "transformer"', "network.transformer.blocks"),
+        ("buckets = []", "buckets = [128, 64, 512]", "buckets are [128, 64, 512]; they have to rise"),
+        ("buckets = []", "buckets = [64, 128]", "to end in the window, 512"),
         ("count = 10 ", "count = 20000 ", "next_problems.count is 20000"),
         ('name = "knowledge_tracing"', 'name = "../up"', "model.name = '../up'"),
         ("logits = {", 'logits = { name = "lengths", ', "two tensors are named 'lengths'"),

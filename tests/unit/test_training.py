@@ -8,7 +8,7 @@ from build.simulation import simulate
 from build.training import auc, next_logits, problem_means, split, train
 from ensemble.errors import LastrowError
 from ensemble.history import History
-from tests.conftest import resized, untrained
+from tests.conftest import NETWORKS, resized, untrained
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=40))
@@ -24,11 +24,14 @@ def test_auc_is_the_share_of_pairs_in_order(samples):
     assert auc(labels, scores) == pytest.approx(wins / (len(positive) * len(negative)))
 
 
-def test_next_logits_are_entries_of_the_full_forward_and_never_all_of_it(small_spec):
-    model = untrained(small_spec)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_next_logits_are_entries_of_the_full_forward_and_never_all_of_it(spec, network):
+    model = untrained(resized(spec, network, problems=40, window=32))
     ids, responses = torch.randint(0, 40, (3, 9)), torch.randint(0, 2, (3, 9))
     with torch.inference_mode():
-        wanted = model(ids, responses)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        after = model(ids, responses)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        cold = model.last(ids, responses, torch.zeros(3, dtype=torch.int32)).gather(-1, ids[:, :1])
+        wanted = torch.cat([cold, after], dim=1)
         called = []
         model.out_layer.register_forward_hook(lambda *_: called.append(1))
         torch.testing.assert_close(next_logits(model, ids, responses), wanted, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""First step of the ensemble: checks learners' histories and hands the core fixed windows.
+"""First step of the ensemble: checks learners' histories and hands the core windows of one of a few widths.
 
 Tensors are taken by their order in config.pbtxt, so the names stay the spec's business:
     inputs   problem_ids INT32 [batch, any], responses INT32 [batch, any]
@@ -98,14 +98,20 @@ def recent(values, lengths, window):
     return taken
 
 
+def narrowest(widths, longest):
+    """The smallest of the rising `widths` that holds `longest` interactions; the largest where none does."""
+    return next((width for width in widths if width >= longest), widths[-1])
+
+
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         self.input_names = tuple(tensor["name"] for tensor in config["input"])
         self.output_names = tuple(tensor["name"] for tensor in config["output"])
-        self.window = int(config["output"][0]["dims"][0])
-        self.problems = int(config["parameters"]["problems"]["string_value"])
-        self.shortest_history = int(config["parameters"]["shortest_history"]["string_value"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        self.widths = [int(width) for width in parameters["widths"].split(",")]
+        self.problems = int(parameters["problems"])
+        self.shortest_history = int(parameters["shortest_history"])
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -118,8 +124,9 @@ class TritonPythonModel:
             lengths = check(problem_ids, responses, self.problems, self.shortest_history, self.input_names)
         except ValueError as e:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(e), pb_utils.TritonError.INVALID_ARG))
-        window = np.minimum(lengths, self.window)
-        outputs = (recent(problem_ids, lengths, self.window), recent(responses, lengths, self.window), window[:, None])
+        valid = np.minimum(lengths, self.widths[-1])
+        width = narrowest(self.widths, valid.max())
+        outputs = (recent(problem_ids, lengths, width), recent(responses, lengths, width), valid[:, None])
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, outputs)]
         )
