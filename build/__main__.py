@@ -1,4 +1,4 @@
-"""Command line of `build`: train, repo, serve, demo."""
+"""Command line of `build`: train, repo, reduce, serve, demo, evaluate."""
 
 from __future__ import annotations
 
@@ -70,6 +70,29 @@ def repo(
 ) -> None:
     """Build the model repository, and only what changed; train the reference model first if it is not there."""
     _repo(open_workspace(spec, checkpoint, out, data, learners, network, factory))
+
+
+@app.command()
+def reduce(
+    model: Annotated[Path, typer.Argument(help="An ONNX file whose output has a time axis")],
+    out: Annotated[Path, typer.Option("--out", help="Where the reduced model goes")],
+    select: Annotated[
+        str, typer.Option("--select", help="last or mean or max of the valid rows (input lengths), or row (input row)")
+    ] = "last",
+    time_axis: Annotated[
+        int, typer.Option("--time-axis", min=0, max=1, help="The axis of time; the other is batch")
+    ] = 1,
+    output: Annotated[str | None, typer.Option("--output", help="Which output [default: the first]")] = None,
+    window: Annotated[int, typer.Option("--window", min=1, help="Rows for which costs are counted")] = 512,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the graph from its output to the selection")] = False,
+) -> None:
+    """Take the wanted row of any ONNX model as early as its graph allows, and check that it is the same row."""
+    from build.reduction import reduce_file, show
+
+    with bar("reduce") as update:
+        reduction, difference = reduce_file(model, out, select, time_axis, output, window, update)
+    show(reduction, difference, explain)
+    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from build.network import Network
 from build.reduce import narrow
+from build.reduce.shapes import save
 from ensemble.errors import LastrowError
 from ensemble.spec import OnnxNetwork, Spec
 
 # What ONNX 1.13 wrote with opset 18; ONNX Runtime refuses files of an IR version newer than itself.
 IR_VERSION = 8
+EXAMPLE = (2, 7)  # batch and time that exporters trace
 NEWEST_OPSET = 21  # beyond, a file may use types that came with later versions
 
 
@@ -49,46 +58,80 @@ class _Wide(nn.Module):
 
 
 def export(model: nn.Module, spec: Spec) -> Full:
-    """Export with the current (dynamo) exporter, batch and time dynamic, inputs INT32.
+    """Export with batch and time dynamic, inputs INT32.
+
+    The current exporter (dynamo) comes first. It takes time for fixed behind a recurrent layer whose output is reshaped;
+    where that happens, the older one (TorchScript) has its turn.
 
     Raises:
-        ExportError: PyTorch cannot export it.
+        ExportError: neither gives a model that runs at other sizes than the example's.
     """
+    module = (model if isinstance(model, Network) else _Wide(model)).eval()
+    reasons = []
+    for dynamo in (True, False):
+        try:
+            with _quiet():
+                exported = _export(module, spec, dynamo)
+            _run_elsewhere(exported)
+        # What tracing somebody's code, and loading what became of it, may raise has no common base.
+        except Exception as e:
+            reasons.append(next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__))
+        else:
+            return _adopted(exported, spec)
+    raise ExportError(
+        f"PyTorch cannot export {type(model).__name__} with batch and time dynamic: {reasons[0]} (and with the older "
+        f"exporter: {reasons[1]}). Export it yourself and give the ONNX file as CHECKPOINT="
+    )
+
+
+def _export(module: nn.Module, spec: Spec, dynamo: bool) -> ir.Model:
     tensors = spec.tensors
     inputs = [tensors.recent_problem_ids.name, tensors.recent_responses.name]
+    output = tensors.all_logits.name
     # Two tensors: given one twice, the exporter takes both inputs for the same.
-    example = tuple(torch.zeros(2, 7, dtype=torch.int32) for _ in inputs)
+    example = tuple(torch.zeros(EXAMPLE, dtype=torch.int32) for _ in inputs)
     axes = {0: "batch", 1: "time"}
+    names: dict[str, Any] = {"input_names": inputs, "output_names": [output], "opset_version": spec.export.opset}
+    if not dynamo:
+        shapes = dict.fromkeys([*inputs, output], axes)
+        with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
+            file = Path(folder) / "model.onnx"
+            torch.onnx.export(module, example, file, dynamo=False, dynamic_axes=shapes, **names)
+            return ir.from_proto(onnx.load(file))
     # An export leaves PyTorch 2.13 with cached kernels that unroll recurrent layers; the next export in this process would
     # find time fixed at the example's and fail.
     for layer in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         layer._dispatch_cache.clear()
+    program = torch.onnx.export(module, example, dynamo=True, dynamic_shapes=(axes, axes), verbose=False, **names)
+    assert program is not None
+    return program.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' notices about torch's own internals."""
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # notices about torch's own internals
-            program = torch.onnx.export(
-                (model if isinstance(model, Network) else _Wide(model)).eval(),
-                example,
-                dynamo=True,
-                dynamic_shapes=(axes, axes),
-                input_names=inputs,
-                output_names=[tensors.all_logits.name],
-                opset_version=spec.export.opset,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as e:
-        reason = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
-        raise ExportError(
-            f"PyTorch cannot export {type(model).__name__} with batch and time dynamic: {reason.strip()}. Export it "
-            "yourself and give the ONNX file as CHECKPOINT="
-        ) from e
+            warnings.simplefilter("ignore")
+            yield
     finally:
         exporter_log.setLevel(level)
-    assert program is not None
-    return _adopted(program.model, spec)
+
+
+def _run_elsewhere(model: ir.Model) -> None:
+    """Run the model at a batch and a time that the exporter has not seen."""
+    with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
+        save(model, Path(folder) / "model.onnx")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is reported by the caller
+        session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        other = [size + 4 for size in EXAMPLE]
+        (answer,) = session.run(None, {value.name: np.zeros(other, np.int32) for value in session.get_inputs()})
+    if list(answer.shape[:2]) != other:
+        raise ExportError(f"for inputs {other} the exported model answers {list(answer.shape)}")
 
 
 def adopt(path: Path, spec: Spec) -> Full:

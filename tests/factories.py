@@ -16,7 +16,7 @@ class Attentive(nn.Module):
         self.problems = nn.Embedding(PROBLEMS, 12)
         self.responses = nn.Embedding(2, 12)
         self.layer = nn.GRU(12, 12, batch_first=True)
-        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+        self.query, self.key, self.value = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
         self.norm = nn.LayerNorm(12)
         self.head = nn.Linear(12, PROBLEMS)
 
@@ -24,7 +24,8 @@ class Attentive(nn.Module):
         states, _ = self.layer(self.problems(problem_ids) + self.responses(responses))
         time = states.shape[1]
         later = torch.ones(time, time, dtype=torch.bool, device=states.device).triu(1)
-        seen, _ = self.attention(states, states, states, attn_mask=later, need_weights=False)
+        scores = self.query(states) @ self.key(states).transpose(1, 2)
+        seen = scores.masked_fill(later, -1e9).softmax(-1) @ self.value(states)
         return self.head(self.norm(states + seen)).sigmoid()
 
 

@@ -200,10 +200,9 @@ def _normalise(model: ir.Model) -> None:
         for value in node.outputs:
             value.shape = None  # exporters note sizes that only the example had; folding would believe them
     if weights(model) < PROTOBUF_LIMIT:
-        optimizer.fold_constants(
-            model, onnx_shape_inference=False, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT
-        )
+        optimizer.fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        _untype_sequences(model.graph)
     OutputFixPass()(model)
     IdentityEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
@@ -322,12 +321,20 @@ def _finish(model: ir.Model, answer: ir.Value) -> None:
     for node in model.graph:
         for value in node.outputs:
             if value is not answer:
-                value.shape = None  # noted for the model as it was
+                value.shape = value.type = None  # noted for the model as it was
     DeduplicateInitializersPass()(model)
     RemoveUnusedOpsetsPass()(model)
     if weights(model) < PROTOBUF_LIMIT:  # both write the model out, which protobuf cannot do beyond
-        ShapeInferencePass()(model)
         CheckerPass(full_check=True)(model)
+        ShapeInferencePass()(model)
+        _untype_sequences(model.graph)
+
+
+def _untype_sequences(graph: ir.Graph) -> None:
+    """onnx-ir notes a sequence's type as its elements', and the file would not load."""
+    for node in graph:
+        if node.op_type in ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceEmpty"):
+            node.outputs[0].type = None
 
 
 def _drop_zero_states(graph: ir.Graph) -> None:

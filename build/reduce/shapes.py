@@ -198,7 +198,7 @@ def _observed(model: ir.Model, path: Path) -> tuple[ort.InferenceSession, list[s
     save(copy, path)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is an error below
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as e:
