@@ -7,6 +7,10 @@ OUT ?=
 DATA ?=
 LEARNERS ?=
 BUDGET ?=
+NETWORK ?=
+FACTORY ?=
+MODELS ?=
+SERVED ?=
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
@@ -15,11 +19,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 MODEL := $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
-	$(if $(DATA),--data '$(DATA)') $(if $(LEARNERS),--learners '$(LEARNERS)')
+	$(if $(DATA),--data '$(DATA)') $(if $(LEARNERS),--learners '$(LEARNERS)') $(if $(NETWORK),--network '$(NETWORK)')
 TARGET := $(MODEL) $(if $(OUT),--out '$(OUT)')
+OWN := $(if $(FACTORY),--factory '$(FACTORY)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train repo serve test test-unit lint clean
+.PHONY: help setup demo train evaluate repo serve test test-unit lint clean
 
 help: ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -33,14 +38,18 @@ $(SETUP): pyproject.toml
 demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [DATA= for real learners]
 	@$(BIN)/python -m build demo $(TARGET)
 
-train: $(SETUP) ## train the reference model [DATA=folder of fold*.csv LEARNERS= BUDGET=seconds]
+train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=folder of fold*.csv LEARNERS= BUDGET=seconds]
 	@$(BIN)/python -m build train $(MODEL) $(if $(BUDGET),--budget $(BUDGET))
 
-repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= OUT=]
-	@$(BIN)/python -m build repo $(TARGET)
+evaluate: $(SETUP) ## train on folds, score the last one offline and served [DATA= MODELS=dkt,transformer BUDGET= SERVED=]
+	@$(BIN)/python -m build evaluate --data '$(DATA)' $(if $(LEARNERS),--learners '$(LEARNERS)') \
+		$(if $(MODELS),--networks '$(MODELS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SERVED),--served $(SERVED))
+
+repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= OUT=]
+	@$(BIN)/python -m build repo $(TARGET) $(OWN)
 
 serve: $(SETUP) ## serve the repository on this machine until Ctrl-C [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
-	@$(BIN)/python -m build serve $(TARGET) \
+	@$(BIN)/python -m build serve $(TARGET) $(OWN) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,7 @@ Learners = Annotated[int | None, typer.Option("--learners", min=10, help="Use so
 Budget = Annotated[float, typer.Option("--budget", min=1.0, help="Seconds of training")]
 
 TRAINING_S = 60.0
+EVALUATION_TRAINING_S = 300.0
 
 
 @app.command()
@@ -83,7 +85,9 @@ def reduce(
         int, typer.Option("--time-axis", min=0, max=1, help="The axis of time; the other is batch")
     ] = 1,
     output: Annotated[str | None, typer.Option("--output", help="Which output [default: the first]")] = None,
-    window: Annotated[int, typer.Option("--window", min=1, help="Rows for which costs are counted")] = 512,
+    window: Annotated[
+        int, typer.Option("--window", min=1, help="Rows that the model takes at most; costs are counted for them")
+    ] = 512,
     explain: Annotated[bool, typer.Option("--explain", help="Show the graph from its output to the selection")] = False,
 ) -> None:
     """Take the wanted row of any ONNX model as early as its graph allows, and check that it is the same row."""
@@ -141,6 +145,50 @@ def demo(
         checkpoints.load_network(workspace.checkpoint, workspace.spec),
         pick(test, workspace.spec.model.window),
     )
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder of fold*.csv with real learners; the last fold is the test")
+    ],
+    networks: Annotated[
+        str, typer.Option("--networks", help="Which reference architectures, comma-separated")
+    ] = "dkt,transformer",
+    learners: Learners = None,
+    budget: Annotated[
+        float, typer.Option("--budget", min=1.0, help="Seconds of training, each")
+    ] = EVALUATION_TRAINING_S,
+    served: Annotated[
+        int, typer.Option("--served", min=0, help="Predictions asked of the server, at random; 0: all")
+    ] = 4000,
+) -> None:
+    """Train on all folds but the last, predict the last one offline and through the server, and compare."""
+    from build import checkpoint as checkpoints
+    from build import evaluation
+    from build.server import Server
+    from build.training import split
+    from ensemble.client import Client
+
+    done, curves = [], {}
+    for name in networks.split(","):
+        workspace = open_workspace(data=data, learners=learners, network=name)
+        _train(workspace, budget)
+        _repo(workspace)
+        training, test = split(workspace.folds())
+        model = checkpoints.load_network(workspace.checkpoint, workspace.spec)
+        with ExitStack() as stack:
+            update = stack.enter_context(bar(f"evaluate {name}"))
+            server = stack.enter_context(Server(workspace.out))
+            client = stack.enter_context(Client(server.grpc_url, spec=workspace.spec))
+            found, labels, probabilities = evaluation.evaluate(
+                model, client, training, test, workspace.spec, served or None, update
+            )
+        done.append(found)
+        curves[name] = labels, probabilities
+    evaluation.show(done)
+    for path in evaluation.save(done, curves, workspace.checkpoint.parent.parent):
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:

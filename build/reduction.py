@@ -16,7 +16,7 @@ from rich.table import Table
 from build.reduce import Reduction, ReductionError, Select, reduce
 from build.reduce.shapes import save
 
-SIZES = ((1, 1), (2, 7), (3, 16), (4, 33))  # batch and time that the two models are compared at, where they are dynamic
+SIZES = ((1, 1), (2, 5), (3, 16), (4, 33))  # batch and time that the two models are compared at, where they are dynamic
 TOLERANCE = 1e-4  # of the largest value in the answer: sums of other shape round in other places
 
 
@@ -51,7 +51,7 @@ def reduce_file(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".lastrow-") as folder:
             aside = Path(folder) / out.name
             save(reduction.model, aside)
-            difference = compare(path, aside, output or names[0], select, time_axis)
+            difference = compare(path, aside, output or names[0], select, time_axis, window)
             for file in Path(folder).iterdir():
                 file.replace(out.parent / file.name)
     except OSError as e:
@@ -60,7 +60,7 @@ def reduce_file(
     return reduction, difference
 
 
-def compare(full: Path, reduced: Path, output: str, select: str, time_axis: int) -> float:
+def compare(full: Path, reduced: Path, output: str, select: str, time_axis: int, window: int = 512) -> float:
     """The largest difference of the reduced model from selecting in the full model's answer, relative to the largest value.
 
     Raises:
@@ -72,7 +72,7 @@ def compare(full: Path, reduced: Path, output: str, select: str, time_axis: int)
     rng = np.random.default_rng(0)
     index = next(i for i in row.get_inputs() if i.name not in {i.name for i in whole.get_inputs()}).name
     worst = 0.0
-    for batch, time in SIZES:
+    for batch, time in ((batch, min(time, window)) for batch, time in SIZES):
         feeds = {i.name: _random(i, batch, time, time_axis, rng) for i in whole.get_inputs()}
         answer = np.moveaxis(whole.run([output], feeds)[0], time_axis, 1)
         lengths = rng.integers(1, answer.shape[1] + 1, answer.shape[0], dtype=np.int32)

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from ensemble.command import run
 from ensemble.errors import LastrowError
 from ensemble.history import History, read, read_text
 from ensemble.spec import DEFAULT_SPEC, Spec
+from ensemble.vocabulary import Vocabulary
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,6 +36,9 @@ def predict(
         int | None, typer.Option(min=1, help="Next problems to show [default: all the server gives]")
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="With --json: every problem's too")] = False,
+    vocabulary: Annotated[
+        Path | None, typer.Option("--vocabulary", help="keyid2idx.json or {name: number}: problems by your own names")
+    ] = None,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
     spec: SpecFile = DEFAULT_SPEC,
@@ -52,14 +56,16 @@ def predict(
             f"--top {count}: the server proposes {described.next_problems.count}; raise next_problems.count in "
             f"{spec} and run `make repo` for more"
         )
-    histories = read_text(sys.stdin.read(), "stdin") if file == "-" else read(Path(file))
+    words = None if vocabulary is None else Vocabulary.read(vocabulary, described.model.problems)
+    number = int if words is None else words.number
+    histories = read_text(sys.stdin.read(), "stdin", number) if file == "-" else read(Path(file), number)
     transport = _tls(tls, root_certificates, private_key, certificate_chain)
     with Client(url, spec=described, deadline_s=deadline, tls=transport) as client:
         answers = client.predict(histories, probabilities=probabilities, next_problems=True)
     if as_json:
-        print(json.dumps([_as_json(h, a, count) for h, a in zip(histories, answers, strict=True)]))
+        print(json.dumps([_as_json(h, a, count, words) for h, a in zip(histories, answers, strict=True)]))
     else:
-        _show(histories, answers, count)
+        _show(histories, answers, count, words)
 
 
 @app.command()
@@ -91,30 +97,31 @@ def _tls(wanted: bool, root: Path | None, key: Path | None, chain: Path | None) 
     return Tls(root, key, chain) if wanted or root or key or chain else None
 
 
-def _as_json(history: History, answer: Prediction, count: int) -> dict[str, object]:
+def _as_json(history: History, answer: Prediction, count: int, words: Vocabulary | None) -> dict[str, object]:
     entry: dict[str, object] = {
         "learner": history.learner,
         "history": len(history),
-        "next_problems": [{"problem_id": i, "probability": p} for i, p in _proposals(answer, count)],
+        "next_problems": [{"problem_id": i, "probability": p} for i, p in _proposals(answer, count, words)],
     }
     if answer.probabilities is not None:
         entry["probabilities"] = [float(p) for p in answer.probabilities]
     return entry
 
 
-def _proposals(answer: Prediction, count: int) -> list[tuple[int, float]]:
+def _proposals(answer: Prediction, count: int, words: Vocabulary | None) -> list[tuple[int | str, float]]:
     ids, chances = answer.next_problem_ids, answer.next_problem_probabilities
     assert ids is not None
     assert chances is not None
-    return [(int(i), float(p)) for i, p in zip(ids[:count], chances[:count], strict=True)]
+    names: list[Any] = ids[:count].tolist() if words is None else words.names(ids[:count])
+    return [(name, float(p)) for name, p in zip(names, chances[:count], strict=True)]
 
 
-def _show(histories: list[History], answers: list[Prediction], count: int) -> None:
+def _show(histories: list[History], answers: list[Prediction], count: int, words: Vocabulary | None) -> None:
     table = Table()
     for column in ("learner", "history", "next problem", "P(correct)"):
         table.add_column(column, justify="left" if column == "learner" else "right")
     for history, answer in zip(histories, answers, strict=True):
-        for rank, (problem, chance) in enumerate(_proposals(answer, count)):
+        for rank, (problem, chance) in enumerate(_proposals(answer, count, words)):
             first = (history.learner, str(len(history))) if rank == 0 else ("", "")
             table.add_row(*first, str(problem), f"{chance:.3f}")
         table.add_section()

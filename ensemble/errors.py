@@ -31,3 +31,7 @@ class DeadlineExceededError(ServingError):
 
 class UnavailableError(ServingError):
     """The server cannot be reached, is not ready, or sheds load; every allowed retry was used."""
+
+
+class VocabularyError(LastrowError):
+    """Names and numbers of problems do not fit each other or the model."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from ensemble.errors import HistoryError
 
 PADDING = -1
+Number = Callable[[Any], int]
 COLUMNS = ("problem_id", "response")
 
 
@@ -57,30 +58,33 @@ def pad(histories: Sequence[History]) -> tuple[np.ndarray, np.ndarray]:
     return problem_ids, responses
 
 
-def read(path: Path) -> list[History]:
+def read(path: Path, number: Number = int) -> list[History]:
     """Read a file of histories; JSON if its name ends in .json, else CSV. The formats: `read_csv`, `read_json`.
+
+    Args:
+        number: the model's number of a problem as the file has it, where that is not the number itself.
 
     Raises:
         HistoryError: the file cannot be read, or a line of it is wrong.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return read_json(file, str(path)) if path.suffix == ".json" else read_csv(file, str(path))
+            return (read_json if path.suffix == ".json" else read_csv)(file, str(path), number)
     except OSError as e:
         raise HistoryError(f"cannot read {path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise HistoryError(f"{path} is not UTF-8 text: {e}") from e
 
 
-def read_text(text: str, name: str) -> list[History]:
+def read_text(text: str, name: str, number: Number = int) -> list[History]:
     """Read histories from text whose format shows in its first character: JSON starts with { or [, all else is CSV."""
     import io
 
     reader = read_json if text.lstrip()[:1] in ("{", "[") else read_csv
-    return reader(io.StringIO(text, newline=""), name)
+    return reader(io.StringIO(text, newline=""), name, number)
 
 
-def read_csv(file: TextIO, name: str) -> list[History]:
+def read_csv(file: TextIO, name: str, number: Number = int) -> list[History]:
     """Rows `problem_id, response`, oldest first, under a header; a column `learner` tells several learners apart.
 
     Returns:
@@ -96,9 +100,11 @@ def read_csv(file: TextIO, name: str) -> list[History]:
     learners: dict[str, tuple[list[int], list[int]]] = {}
     for row in rows:
         ids, responses = learners.setdefault(row.get("learner") or "0", ([], []))
-        for column, values in zip(COLUMNS, (ids, responses), strict=True):
+        columns: tuple[tuple[str, list[int], Number], ...]
+        columns = (("problem_id", ids, number), ("response", responses, int))
+        for column, values, read_one in columns:
             try:
-                values.append(int(row[column]))
+                values.append(read_one(row[column]))
             except (TypeError, ValueError):
                 raise HistoryError(
                     f"{name}, line {rows.line_num}: {column} is {row[column]!r}; a whole number is needed"
@@ -106,20 +112,23 @@ def read_csv(file: TextIO, name: str) -> list[History]:
     return [History(learner, np.array(i), np.array(r)) for learner, (i, r) in learners.items()]
 
 
-def read_json(file: TextIO, name: str) -> list[History]:
+def read_json(file: TextIO, name: str, number: Number = int) -> list[History]:
     """One object {"learner": ..., "problem_ids": [...], "responses": [...]}, or a list of them; learner may be left out."""
     try:
         content = json.load(file)
     except json.JSONDecodeError as e:
         raise HistoryError(f"{name}, line {e.lineno}: not JSON ({e.msg})") from e
     histories = []
-    for number, entry in enumerate(content if isinstance(content, list) else [content]):
+    for place, entry in enumerate(content if isinstance(content, list) else [content]):
         if not isinstance(entry, dict) or "problem_ids" not in entry or "responses" not in entry:
-            raise HistoryError(f"{name}, entry {number}: needed is an object with problem_ids and responses")
+            raise HistoryError(f"{name}, entry {place}: needed is an object with problem_ids and responses")
         try:
-            histories.append(History(str(entry.get("learner", number)), entry["problem_ids"], entry["responses"]))
+            ids = entry["problem_ids"]
+            if number is not int:
+                ids = [number(problem) for problem in ids]
+            histories.append(History(str(entry.get("learner", place)), ids, entry["responses"]))
         except HistoryError as e:
-            raise HistoryError(f"{name}, entry {number}: {e}") from e
+            raise HistoryError(f"{name}, entry {place}: {e}") from e
     return histories
 
 

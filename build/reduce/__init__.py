@@ -84,7 +84,7 @@ def reduce(
         full: with an output [batch, time, ...], or [time, batch, ...] where time_axis is 0. Not changed.
         select: "last" valid row by the input `lengths`; "row" by the input `row`; "mean" or "max" over valid rows.
         output: which output is meant [default: the first]. The others are left out.
-        window: rows for which costs are counted, where time is dynamic.
+        window: rows that the model takes at most, for which costs are counted, where time is dynamic.
         index_name: what the input `lengths` or `row` is called instead.
         output_name: what the output is called instead.
 
@@ -103,7 +103,7 @@ def reduce(
     graph.outputs[:] = [target]
     _normalise(model)
     target = graph.outputs[0]
-    shapes = Shapes(model, batch_axis, time_axis)
+    shapes = Shapes(model, batch_axis, time_axis, window)
     dims = shapes.of(target)
     if len(dims) < 2 or dims[time_axis] != shapes.time or dims[batch_axis] != shapes.batch:
         raise ReductionError(
@@ -139,7 +139,7 @@ def reduce(
     trimmed = _trim(found, graph, shapes, emitter)
     narrow(model)
     _finish(model, answer)
-    after_shapes = Shapes(model, batch_axis, time_axis, last=(str(lengths.name), -1 if select == "row" else 0))
+    after_shapes = Shapes(model, batch_axis, time_axis, window, last=(str(lengths.name), -1 if select == "row" else 0))
     reasons = {r.value: r.reason for r in found.rests}
     taken = {
         str(row.name): (f"{value.name} {spell(shapes.of(value), shapes)}", reasons[value])
@@ -334,7 +334,7 @@ def _untype_sequences(graph: ir.Graph) -> None:
     """onnx-ir notes a sequence's type as its elements', and the file would not load."""
     for node in graph:
         if node.op_type in ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceEmpty"):
-            node.outputs[0].type = None
+            node.outputs[0].type = node.outputs[0].shape = None
 
 
 def _drop_zero_states(graph: ir.Graph) -> None:

@@ -393,34 +393,40 @@ class Slice(Rule):
 
     def _start(self, node: ir.Node, layout: Layout, shapes: Shapes) -> int | None:
         """Where the slice begins in time; None where it leaves time alone."""
-        rank = len(shapes.of(node.outputs[0]))
+        value = node.inputs[0]
+        assert value is not None
+        inner, outer = shapes.of(value), shapes.of(node.outputs[0])
         starts, _, axes, steps = [*node.inputs[1:], None, None][:4]
-        numbers = constant(axes) if axes is not None else None
-        if axes is not None and numbers is None:
-            raise Stop("its axes are computed")
+        numbers = constant(axes) if axes is not None else list(range(len(inner)))
         first = constant(starts)
-        if numbers is None:
-            numbers = list(range(len(first or [])))
-        sliced = [axis % rank for axis in numbers]
-        if layout.batch in sliced and not layout.merged:
+        by = constant(steps) if steps is not None else [1] * len(inner)
+        if numbers is None or by is None:
+            raise Stop("its axes or steps are computed")
+        # Exporters slice axes from end to end; with steps of 1 nothing is cut where nothing is missing.
+        cut = {axis % len(inner): n for n, axis in enumerate(numbers) if inner[axis] != outer[axis] or by[n] != 1}
+        if layout.batch in cut and not layout.merged:
             raise Stop("it cuts the learners' axis")
-        if layout.time not in sliced:
+        if layout.time not in cut:
             return None
-        by = constant(steps) if steps is not None else [1] * len(sliced)
-        if first is None or by is None:
+        if first is None:
             raise Stop("where it begins in time is computed")
-        position = sliced.index(layout.time)
-        if first[position] < 0 or by[position] != 1:
+        if first[cut[layout.time]] < 0 or by[cut[layout.time]] != 1:
             raise Stop("it counts time from the end, or leaves steps out")
-        if len(sliced) > 1:
+        if len(cut) > 1:
             raise Stop("it cuts time and another axis at once")
-        return int(first[position])
+        return first[cut[layout.time]]
 
     def emit(self, node: ir.Node, inputs: Inputs, layout: Layout, emitter: Emitter) -> list[ir.Value]:
-        if self._start(node, layout, emitter.shapes) is None:
-            return emitter.like(node, inputs)
+        value = node.inputs[0]
+        assert value is not None
         assert inputs[0] is not None
-        return [inputs[0]]  # one row is left, and it is the right one
+        # Of time one row is left, and it is the right one; without a cut elsewhere there is nothing to do.
+        inner, outer = (list(emitter.shapes.of(v)) for v in (value, node.outputs[0]))
+        del inner[layout.time], outer[layout.time]
+        return [inputs[0]] if inner == outer and not self._backward(node) else emitter.like(node, inputs)
+
+    def _backward(self, node: ir.Node) -> bool:
+        return len(node.inputs) > 4 and any(step < 0 for step in constant(node.inputs[4]) or [])
 
 
 class Gather(Rule):

@@ -19,6 +19,7 @@ Dim = tuple[int, ...]  # one axis' size in each of the runs
 
 # Distinct primes: a product of sizes tells which axes went into it. The last run checks what the others suggest.
 RUNS = ((2, 13), (3, 13), (2, 17), (3, 17), (5, 23))
+SHORT_RUNS = ((2, 3), (7, 3), (2, 5), (7, 5), (11, 6))  # for models that take no more rows than that
 PROTOBUF_LIMIT = 1 << 30  # bytes of weights from which on they are kept beside the file: protobuf ends at 2 GiB
 
 
@@ -29,11 +30,14 @@ class Shapes:
         batch, time: the two sizes in each run.
     """
 
-    def __init__(self, model: ir.Model, batch_axis: int, time_axis: int, last: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self, model: ir.Model, batch_axis: int, time_axis: int, window: int, last: tuple[str, int] | None = None
+    ) -> None:
         """Run the model.
 
         Args:
             batch_axis, time_axis: of its first input, and by the names of these axes of every other.
+            window: rows that the model takes at most.
             last: name of an input [batch] that says which row is wanted, and by how much it is off the number of rows
                 where that is the last one.
 
@@ -46,7 +50,7 @@ class Shapes:
         runs = [
             (first[batch_axis] if isinstance(first[batch_axis], int) else batch,
              first[time_axis] if isinstance(first[time_axis], int) else time)
-            for batch, time in RUNS
+            for batch, time in (RUNS if window >= RUNS[-1][1] else SHORT_RUNS)
         ]  # fmt: skip
         self.batch: Dim = tuple(int(batch) for batch, _ in runs)
         self.time: Dim = tuple(int(time) for _, time in runs)

@@ -60,7 +60,7 @@ def test_core_takes_int32_and_answers_one_row(exported):
 def test_no_tensor_of_the_core_has_every_row_of_every_problem(exported):
     spec, _, _, file = exported
     model = ir.load(file)
-    shapes = Shapes(model, 0, 1, last=("lengths", 0))
+    shapes = Shapes(model, 0, 1, spec.model.window, last=("lengths", 0))
     for node in model.graph:
         for value in node.outputs:
             if value.name:

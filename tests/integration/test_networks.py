@@ -1,0 +1,116 @@
+"""Every reference architecture, and models that people bring, through a real tritonserver."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from build import checkpoint, repository, workspace
+from build.export import export
+from build.parity import probabilities
+from build.server import Server
+from ensemble.client import Client
+from ensemble.errors import InvalidRequestError
+from ensemble.history import History
+from tests import factories
+from tests.conftest import resized, untrained
+from tests.integration.test_cli import run
+
+PROBLEMS, WINDOW = 40, 32
+
+
+def learner(length: int, problems: int = PROBLEMS) -> History:
+    rng = np.random.default_rng(length)
+    return History(str(length), rng.integers(0, problems, length), rng.integers(0, 2, length))
+
+
+@pytest.mark.parametrize(("network", "buckets"), [("gru", ()), ("transformer", (8, 16, 32))])
+def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets):
+    small = resized(spec, network, problems=PROBLEMS, window=WINDOW, buckets=buckets)
+    model = untrained(small)
+    checkpoint.save(model, tmp_path / "model.pt")
+    built = repository.build(small, tmp_path / "model.pt", tmp_path / "models")
+
+    def expected(history: History) -> np.ndarray:
+        recent = [x[-WINDOW:] for x in (history.problem_ids, history.responses)]
+        ids, responses = (torch.from_numpy(x if len(x) else np.zeros(1, np.int32))[None] for x in recent)
+        with torch.inference_mode():
+            if len(history):
+                return probabilities(model(ids, responses)[0, -1].numpy())
+            return probabilities(model.last(ids, responses, torch.zeros(1, dtype=torch.int32))[0].numpy())
+
+    histories = [learner(n) for n in (0, 1, 7, 8, 9, 16, 17, 31, 32, 33, 50)]
+    with (
+        Server(built.folder, log=tmp_path / "server.log") as server,
+        Client(server.grpc_url, spec=small) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        together = client.predict(histories)
+        # Several widths are under way at once: a batch has one width, and nobody's answer depends on it.
+        alone = [list(pool.map(client.predict, histories)) for _ in range(3)]
+        for n, history in enumerate(histories):
+            for answer in (together[n], *(answers[n] for answers in alone)):
+                assert np.abs(answer.probabilities - expected(history)).max() < 1e-5
+
+
+def test_a_module_of_ones_own_is_served_from_the_command_line(tmp_path: Path):
+    torch.manual_seed(0)
+    model = factories.attentive().eval()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    arguments = ["--checkpoint", str(tmp_path / "model.pt"), "--factory", "tests.factories:attentive"]
+    made = run("repo", *arguments, "--out", str(tmp_path / "models"), module="build")
+    assert made.returncode == 0, made.stderr
+    spec = workspace.open_workspace(checkpoint=tmp_path / "model.pt", factory="tests.factories:attentive").spec
+    history = learner(20, factories.PROBLEMS)
+    with torch.inference_mode():
+        wanted = model(*(torch.from_numpy(x.astype(np.int64))[None] for x in (history.problem_ids, history.responses)))
+    with Server(tmp_path / "models", log=tmp_path / "server.log") as server:
+        with Client(server.grpc_url, spec=spec) as client:
+            assert np.abs(client.predict(history).probabilities - wanted[0, -1].numpy()).max() < 1e-5
+            with pytest.raises(InvalidRequestError, match="learner 0 has 0 interactions; this model answers from 1 on"):
+                client.predict(learner(0))
+        (tmp_path / "names.json").write_text(json.dumps({f"P{n}": n for n in range(factories.PROBLEMS)}))
+        (tmp_path / "ada.csv").write_text("problem_id,response\nP3,1\nP29,0\n")
+        (tmp_path / "spec.toml").write_text(
+            workspace.open_workspace(
+                checkpoint=tmp_path / "model.pt", factory="tests.factories:attentive"
+            ).spec_file.read_text()
+        )
+        asked = run(
+            *("predict", str(tmp_path / "ada.csv"), "--vocabulary", str(tmp_path / "names.json"), "--json"),
+            *("--spec", str(tmp_path / "spec.toml"), "--url", server.grpc_url),
+        )
+    assert asked.returncode == 0, asked.stderr
+    (answer,) = json.loads(asked.stdout)
+    assert all(proposal["problem_id"].startswith("P") for proposal in answer["next_problems"])
+    assert not {"P3", "P29"} & {proposal["problem_id"] for proposal in answer["next_problems"]}
+
+
+def test_an_onnx_file_is_reduced_from_the_command_line(spec, tmp_path: Path):
+    small = resized(spec, "transformer", problems=PROBLEMS, window=WINDOW)
+    ir.save(export(untrained(small), small).model, tmp_path / "model.onnx")
+    reduced = run(
+        "reduce", str(tmp_path / "model.onnx"), "--out", str(tmp_path / "core.onnx"), "--explain", module="build"
+    )
+    assert reduced.returncode == 0, reduced.stderr
+    assert "Softmax" in reduced.stdout
+    assert "needs more of it than the row" in reduced.stdout
+    assert (tmp_path / "core.onnx").is_file()
+    (tmp_path / "text.onnx").write_text("no model")
+    for wrong, message in (
+        (["text.onnx", "--out", "x.onnx"], "cannot read"),
+        (["model.onnx", "--out", "x.onnx", "--select", "first"], "--select first: allowed are last, row, mean, max"),
+        (["model.onnx", "--out", "x.onnx", "--output", "y"], "there is no output 'y'; there are all_logits"),
+        (["model.onnx", "--out", "x.onnx", "--time-axis", "0"], "needed are batch as axis 1 and time as axis 0"),
+    ):
+        failed = run("reduce", *(str(tmp_path / a) if a.endswith(".onnx") else a for a in wrong), module="build")
+        assert failed.returncode == 1
+        assert message in " ".join(failed.stderr.split())
+        assert "Traceback" not in failed.stderr
+        assert not (tmp_path / "x.onnx").exists()
