@@ -74,7 +74,13 @@ def compare(full: Path, reduced: Path, output: str, select: str, time_axis: int,
     worst = 0.0
     for batch, time in ((batch, min(time, window)) for batch, time in SIZES):
         feeds = {i.name: _random(i, batch, time, time_axis, rng) for i in whole.get_inputs()}
-        answer = np.moveaxis(whole.run([output], feeds)[0], time_axis, 1)
+        try:
+            answer = np.moveaxis(whole.run([output], feeds)[0], time_axis, 1)
+        except Exception as e:  # ONNX Runtime raises plain classes of its own without a common base
+            raise ReductionError(
+                f"the model does not run at batch {batch} and time {time}: {str(e).splitlines()[0]}. If it takes no more "
+                "rows than some number, give that as --window"
+            ) from e
         lengths = rng.integers(1, answer.shape[1] + 1, answer.shape[0], dtype=np.int32)
         wanted = np.stack([_selected(rows, length, select) for rows, length in zip(answer, lengths, strict=True)])
         types = {i.name: np.int32 for i in row.get_inputs() if i.type == "tensor(int32)"}

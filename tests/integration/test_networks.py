@@ -95,9 +95,11 @@ def test_a_module_of_ones_own_is_served_from_the_command_line(tmp_path: Path):
 def test_an_onnx_file_is_reduced_from_the_command_line(spec, tmp_path: Path):
     small = resized(spec, "transformer", problems=PROBLEMS, window=WINDOW)
     ir.save(export(untrained(small), small).model, tmp_path / "model.onnx")
-    reduced = run(
-        "reduce", str(tmp_path / "model.onnx"), "--out", str(tmp_path / "core.onnx"), "--explain", module="build"
-    )
+    files = [str(tmp_path / "model.onnx"), "--out", str(tmp_path / "core.onnx")]
+    longer = run("reduce", *files, module="build")
+    assert longer.returncode == 1
+    assert "the model does not run at batch 4 and time 33" in " ".join(longer.stderr.split())
+    reduced = run("reduce", *files, "--window", "32", "--explain", module="build")
     assert reduced.returncode == 0, reduced.stderr
     assert "Softmax" in reduced.stdout
     assert "needs more of it than the row" in reduced.stdout
