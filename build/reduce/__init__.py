@@ -136,7 +136,7 @@ def reduce(
     answer.shape = ir.Shape(kept)
     graph.outputs[:] = [answer]
     graph.inputs.append(lengths)
-    trimmed = _trim(found, graph, shapes, emitter)
+    trimmed = _trim(found, graph, answer, shapes, emitter)
     narrow(model)
     _finish(model, answer)
     after_shapes = Shapes(model, batch_axis, time_axis, window, last=(str(lengths.name), -1 if select == "row" else 0))
@@ -156,6 +156,35 @@ def reduce(
         trimmed=trimmed,
         tail=tail(graph, taken, after_shapes),
     )
+
+
+def _counts_rows(graph: ir.Graph, answer: ir.Value, shapes: Shapes, emitter: Emitter) -> bool:
+    """Whether the number of rows goes into a computation (a position as a share of it), and not into shapes alone."""
+    live = set()
+    todo = [answer]
+    while todo:
+        node = todo.pop().producer()
+        if node is not None and node not in live:
+            live.add(node)
+            todo += [value for value in node.inputs if value is not None]
+    graph.sort()
+    counts: set[ir.Value] = set()
+    for node in graph:
+        if node not in live or emitter.numbers & set(node.outputs):
+            continue
+        # A shape says how much there is, whatever it holds.
+        shape = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}.get(node.op_type)
+        reads = any(value in counts for number, value in enumerate(node.inputs) if number != shape)
+        if node.op_type != "Shape" and not reads:
+            continue
+        for value in node.outputs:
+            if shapes.timeless(value) or emitter.is_batch(value):
+                continue
+            few = not shapes.known(value) or all(fixed(dim) for dim in shapes.of(value))
+            if not few or value.dtype not in (None, ir.DataType.INT64, ir.DataType.INT32):
+                return True
+            counts.add(value)
+    return False
 
 
 def narrow(model: ir.Model) -> None:
@@ -281,7 +310,7 @@ def _rewrite(found: Analysis, graph: ir.Graph, target: ir.Value, wanted: Layout,
     return selected(target, wanted)
 
 
-def _trim(found: Analysis, graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> bool:
+def _trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, emitter: Emitter) -> bool:
     """Cut the inputs behind the last row that any learner of the batch needs, if no operator looks further.
 
     At least one column stays: recurrent layers take no sequence of no steps.
@@ -296,6 +325,8 @@ def _trim(found: Analysis, graph: ir.Graph, shapes: Shapes, emitter: Emitter) ->
         return False
     offset = max((d.layout.offset for d in demands.values() if d.layout is not None), default=0)
     if all(d.amount == "row" for d in demands.values()) or any(len(axes) > 1 for axes in sequences.values()):
+        return False
+    if _counts_rows(graph, answer, shapes, emitter):
         return False
     longest = emitter.node("ReduceMax", [emitter.steps(offset)], "longest", keepdims=1)
     end = emitter.node("Cast", [emitter.node("Max", [longest, emitter.constant([1], np.int32)])], to=ir.DataType.INT64)

@@ -17,6 +17,7 @@ class Emitter:
     Attributes:
         lengths: INT32 [batch], the input that says which row is wanted: valid rows, or with `row` its number.
         taken: by a tensor's wanted row, the tensor.
+        numbers: rows counted from 0: they grow with time, and the first ones stay what they are.
     """
 
     def __init__(self, model: ir.Model, shapes: Shapes, kind: Kind, lengths: ir.Value, counted: bool) -> None:
@@ -26,6 +27,7 @@ class Emitter:
         self.kind = kind
         self.lengths = lengths
         self.taken: dict[ir.Value, ir.Value] = {}
+        self.numbers: set[ir.Value] = set()
         self._first = -1 if counted else 0  # the wanted row is lengths + this
         self._axes = {"batch": _axis(model, shapes, shapes.batch), "time": _axis(model, shapes, shapes.time)}
         self._cache: dict[object, ir.Value] = {}
@@ -112,12 +114,13 @@ class Emitter:
             self._cache[key] = self.node("Max", [row, self.constant([0])], "row_number")
         return self._cache[key]
 
-    def steps(self, offset: int) -> ir.Value:
-        """INT32 [batch]: how many rows there are up to the wanted one, itself included."""
+    def steps(self, offset: int, inner: int = 1) -> ir.Value:
+        """INT32 [batch x inner]: how many rows there are up to the wanted one, itself included."""
         more = self._first + offset + 1
-        if more == 0:
-            return self.lengths
-        return self.node("Add", [self.lengths, self.constant([more], np.int32)], "steps")
+        steps = self.lengths
+        if more:
+            steps = self.node("Add", [steps, self.constant([more], np.int32)], "steps")
+        return self._repeated(steps, inner)
 
     def answers_nothing(self, offset: int) -> bool:
         """Whether the row `offset` further on exists even for a learner without any valid row."""
@@ -138,17 +141,21 @@ class Emitter:
         return row
 
     def _row(self, value: ir.Value, layout: Layout, rank: int) -> ir.Value:
-        index = self.index(layout.offset)
-        if layout.inner > 1:
-            column = self.node("Reshape", [index, self.constant([-1, 1])])
-            wide = self.node("Expand", [column, self.constant([1, layout.inner])])
-            index = self.node("Reshape", [wide, self.constant([-1])])
+        index = self._repeated(self.index(layout.offset), layout.inner)
         index = self.node("Reshape", [index, self.constant([-1, 1, 1])])
         order = [layout.batch, layout.time, *(a for a in range(rank) if a not in (layout.batch, layout.time))]
         in_front = order == list(range(rank))
         front = value if in_front else self.node("Transpose", [value], perm=order)
         row = self.node("GatherND", [front, index], f"{value.name}_row", batch_dims=1)
         return row if in_front else self.node("Transpose", [row], perm=[order.index(axis) for axis in range(rank)])
+
+    def _repeated(self, value: ir.Value, inner: int) -> ir.Value:
+        """[batch] to [batch x inner], a learner's entries next to each other."""
+        if inner == 1:
+            return value
+        column = self.node("Reshape", [value, self.constant([-1, 1])])
+        wide = self.node("Expand", [column, self.constant([1, inner])])
+        return self.node("Reshape", [wide, self.constant([-1])])
 
     def _row_of_merged(self, value: ir.Value, layout: Layout, dims: list[Dim]) -> ir.Value:
         before, after = dims[: layout.time], dims[layout.time + 1 :]
@@ -165,7 +172,8 @@ class Emitter:
         time, batch = layout.time + missing, layout.batch + missing
         if missing:
             value = self.node("Unsqueeze", [value, self.constant(list(range(missing)))])
-        row = self.node("Gather", [value, self.index(layout.offset)], f"{value.name}_row", axis=time)
+        index = self._repeated(self.index(layout.offset), layout.inner)
+        row = self.node("Gather", [value, index], f"{value.name}_row", axis=time)
         order = list(range(len(dims) + missing))
         order[time], order[batch] = order[batch], order[time]
         return self.node("Transpose", [row], perm=order)
@@ -177,7 +185,9 @@ class Emitter:
         numbers = self.node(
             "Range", [self.scalar(0), self.node("Squeeze", [self.size(dims[layout.time])]), self.scalar(1)]
         )
-        column = self.node("Reshape", [self.lengths, self.constant([-1, 1])])
+        self.numbers.add(numbers)
+        lengths = self._repeated(self.lengths, layout.inner)
+        column = self.node("Reshape", [lengths, self.constant([-1, 1])])
         valid = self.node("Less", [self.node("Cast", [numbers], to=ir.DataType.INT32), column], "valid")
         # [batch, time] to the axes that the two have in the tensor
         if batch > time:
@@ -189,7 +199,7 @@ class Emitter:
         if self.kind == "max":
             return self._reduce("ReduceMax", kept, time)
         total = self._reduce("ReduceSum", kept, time)
-        count = self.node("Cast", [self.lengths], to=ir.DataType(value.dtype or ir.DataType.FLOAT))
+        count = self.node("Cast", [lengths], to=ir.DataType(value.dtype or ir.DataType.FLOAT))
         shape = [1] * rank
         shape[batch] = -1
         return self.node("Div", [total, self.node("Reshape", [count, self.constant(shape)])], f"{value.name}_mean")
@@ -205,6 +215,10 @@ class Emitter:
             tensor, axis = self._axes[name]
             self._cache[name] = self.node("Gather", [self.node("Shape", [tensor]), self.constant([axis])], name)
         return self._cache[name]
+
+    def is_batch(self, value: ir.Value) -> bool:
+        """Whether it is the number of learners, computed here."""
+        return self._cache.get("batch") is value
 
     def scalar(self, number: int) -> ir.Value:
         """INT64, without axes."""

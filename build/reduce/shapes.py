@@ -20,6 +20,7 @@ Dim = tuple[int, ...]  # one axis' size in each of the runs
 # Distinct primes: a product of sizes tells which axes went into it. The last run checks what the others suggest.
 RUNS = ((2, 13), (3, 13), (2, 17), (3, 17), (5, 23))
 SHORT_RUNS = ((2, 3), (7, 3), (2, 5), (7, 5), (11, 6))  # for models that take no more rows than that
+_FEW = 16  # numbers in a tensor that may be a shape
 PROTOBUF_LIMIT = 1 << 30  # bytes of weights from which on they are kept beside the file: protobuf ends at 2 GiB
 
 
@@ -45,6 +46,7 @@ class Shapes:
             ReductionError: an input's axis is neither, or the model does not run.
         """
         self._values: dict[ir.Value, tuple[Dim, ...]] = {}
+        self._timeless: set[ir.Value] = set()
         inputs = _input_axes(model, batch_axis, time_axis)
         first = next(iter(inputs.values()))
         runs = [
@@ -55,7 +57,7 @@ class Shapes:
         self.batch: Dim = tuple(int(batch) for batch, _ in runs)
         self.time: Dim = tuple(int(time) for _, time in runs)
         self._basis = _basis(self.batch, self.time)
-        found = []
+        found, contents = [], []
         with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
             session, names = _observed(model, Path(folder) / "model.onnx")
             for batch, time in zip(self.batch, self.time, strict=True):
@@ -72,12 +74,23 @@ class Shapes:
                         "that is fixed inside the graph has to be fixed in its inputs, or exported as dynamic"
                     ) from e
                 found.append({name: np.shape(output) for name, output in zip(names, outputs, strict=True)})
+                contents.append(
+                    {
+                        n: o.tobytes()
+                        for n, o in zip(names, outputs, strict=True)
+                        if isinstance(o, np.ndarray) and o.size <= _FEW
+                    }
+                )
         for value in _values(model):
             if value.name in found[0]:
                 if len({len(run[value.name]) for run in found}) == 1:
                     self._values[value] = tuple(zip(*(run[value.name] for run in found), strict=True))
             elif value.const_value is not None:
                 self._values[value] = _constant_shape(value.const_value, len(runs))
+            # The runs 0 and 2, and 1 and 3, differ in time alone.
+            pairs = ((contents[0], contents[2]), (contents[1], contents[3]))
+            if all(value.name in a and a[value.name] == b.get(value.name) for a, b in pairs):
+                self._timeless.add(value)
         for value in model.graph.inputs:
             named = {"batch": self.batch, "time": self.time}
             self._values[value] = tuple(
@@ -99,6 +112,10 @@ class Shapes:
     def known(self, value: ir.Value) -> bool:
         """Whether `of` has an answer."""
         return value in self._values or value.const_value is not None
+
+    def timeless(self, value: ir.Value) -> bool:
+        """Whether it is a few numbers that are the same however many rows there are."""
+        return value in self._timeless or value.const_value is not None
 
     def set(self, value: ir.Value, dims: tuple[Dim, ...]) -> None:
         """Record a new tensor's shape."""
