@@ -64,5 +64,5 @@ lint: $(SETUP) ## check style, formatting and types
 	$(BIN)/mypy
 
 clean: ## remove what was built; .venv stays
-	rm -rf build/artifacts models/core/1/model.onnx .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build/artifacts models/core/1/model.onnx* .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -exec rm -rf {} +

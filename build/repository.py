@@ -53,10 +53,10 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".lastrow-") as aside:
-            moves = {}
+            moves: dict[Path, Path] = {}
             if found.get(FINGERPRINT) != wanted:
                 made, parity = _make_core(spec, checkpoint, wanted, Path(aside))
-                moves[core] = made
+                moves |= {core.with_name(file.name): file for file in made}
             else:
                 parity = float(found[PARITY])
             for number, (name, content) in enumerate(files.items()):
@@ -115,10 +115,8 @@ def _sources(spec: Spec) -> list[Path]:
     return files
 
 
-def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[Path, float]:
-    """Export, reduce, compare. Returns the core's file and the largest difference."""
-    import onnx_ir as ir
-
+def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[list[Path], float]:
+    """Export, reduce, compare. Returns the core's files, weights first where they lie apart, and the largest difference."""
     from build import checkpoint as checkpoints
     from build import parity
     from build.export import adopt, export
@@ -128,7 +126,7 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
     with bar("export to ONNX") as update:
         model = None if spec.network.type == "onnx" else checkpoints.load(checkpoint, spec)
         full = adopt(checkpoint, spec) if model is None else export(model, spec)
-        full_file, core_file = aside / "full.onnx", aside / "core.onnx"
+        full_file, core_file = aside / "full.onnx", aside / "model.onnx"
         save(full.model, full_file)
         update(0.7, "reduce")
         core = cut(full.model, spec) if spec.reduce.where == "core" else full.model
@@ -138,8 +136,8 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
         worst = max(d.value for d in differences)
         update(1.0, f"largest difference {worst:.1e}")
     core.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(worst)})
-    ir.save(core, core_file)
-    return core_file, worst
+    save(core, core_file)
+    return sorted(aside.glob(f"{core_file.name}*"), reverse=True), worst
 
 
 def cut(full: ir.Model, spec: Spec) -> ir.Model:

@@ -28,12 +28,13 @@ from onnx_ir.passes.common import (
 )
 from onnxscript import optimizer
 
+from build.reduce import shapes as measured
 from build.reduce.analysis import Analysis, Rest, analyse
 from build.reduce.cost import Cost, cost, tail
 from build.reduce.emitter import Emitter, typed
 from build.reduce.layout import Kind, Layout, ReductionError
 from build.reduce.rules import RULES, rule_for, spell
-from build.reduce.shapes import PROTOBUF_LIMIT, Shapes, fixed, weights
+from build.reduce.shapes import Shapes, fixed, weights
 
 __all__ = ["RULES", "Cost", "Reduction", "ReductionError", "Select", "narrow", "reduce"]
 
@@ -228,7 +229,7 @@ def _normalise(model: ir.Model) -> None:
     for node in model.graph:
         for value in node.outputs:
             value.shape = None  # exporters note sizes that only the example had; folding would believe them
-    if weights(model) < PROTOBUF_LIMIT:
+    if weights(model) < measured.PROTOBUF_LIMIT:
         optimizer.fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         _untype_sequences(model.graph)
@@ -355,7 +356,7 @@ def _finish(model: ir.Model, answer: ir.Value) -> None:
                 value.shape = value.type = None  # noted for the model as it was
     DeduplicateInitializersPass()(model)
     RemoveUnusedOpsetsPass()(model)
-    if weights(model) < PROTOBUF_LIMIT:  # both write the model out, which protobuf cannot do beyond
+    if weights(model) < measured.PROTOBUF_LIMIT:  # both write the model out, which protobuf cannot do beyond
         CheckerPass(full_check=True)(model)
         ShapeInferencePass()(model)
         _untype_sequences(model.graph)

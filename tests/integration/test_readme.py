@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 
 from build import ROOT
+from build.export import export
+from build.network import create
+from build.reduce import reduce
+from build.workspace import open_workspace
 from tests.integration.conftest import Served
 from tests.integration.test_server import ports, wait_until_ready
 
-BLOCKS = re.findall(
-    r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 LINES = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
 
@@ -84,3 +87,15 @@ def test_every_target_is_in_the_help():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(targets) <= set(re.findall(r"^  ([a-z-]+) ", done.stdout, re.MULTILINE))
+
+
+@pytest.mark.parametrize("network", ["dkt", "gru", "transformer"])
+def test_the_table_of_costs_is_what_the_pass_counts(network: str):
+    spec = open_workspace(network=network).spec
+    reduction = reduce(export(create(spec), spec).model, window=spec.model.window)
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{network}`") and "MB" in line]
+    costs = reduction.before, reduction.after
+    operations = " to ".join(f"{cost.operations / 1e9:.2f} G" for cost in costs)
+    assert operations in row
+    assert f"{costs[0].output_bytes / 1e6:.1f} MB to {costs[1].output_bytes / 1e3:.0f} KB" in row
+    assert any(("final state" if network != "transformer" else "needs more of it") in rest for rest in reduction.rests)

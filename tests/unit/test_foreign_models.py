@@ -493,6 +493,13 @@ class Countdown(Embedded):
         return self.gru(x + self.positions(x.shape[1] - 1 - torch.arange(x.shape[1])))[0]
 
 
+class Scaled(Progress):
+    """The states alone are divided by how many rows there are."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.gru(x)[0] / x.shape[1]
+
+
 class Peers(Embedded):
     """A row is measured against the batch's other learners in the same row."""
 
@@ -641,6 +648,8 @@ TABLE = {
     "the answer behind": Case(partial(Shifted, -1), AT_ITS_STATE, ahead=True, inputs=2),
     "positions as a share of time": Case(Progress, AT_ITS_STATE),
     "positions from the end": Case(Countdown, AT_ITS_STATE),
+    "states as a share of time": Case(Scaled, AT_ITS_STATE),
+    "states as a share of time, one learner": Case(Scaled, AT_ITS_STATE, sizes=(1, None), by=("dynamo",)),
     "other learners": Case(Peers, AT_ITS_STATE),
     "time first": Case(TimeFirst, AT_ITS_STATE, trimmed=True, time_axis=0),
     "time first outside": Case(TimeFirstOutside, AT_ITS_STATE, trimmed=True, time_axis=0, by=("dynamo",)),
@@ -712,8 +721,12 @@ def exported(case: Case) -> ir.Model:
 
 @cache
 def session(case: Case, select: str | None) -> tuple[ort.InferenceSession, Reduction | None]:
-    reduction = None
+    options, reduction = ort.SessionOptions(), None
+    options.log_severity_level = 3
     model = exported(case)
+    if select is None:
+        # Exporters note sizes that only the example had, and fusions believe them.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if select is not None:
         reduction = reduce(
             model,
@@ -723,7 +736,9 @@ def session(case: Case, select: str | None) -> tuple[ort.InferenceSession, Reduc
             window=32,
         )
         model = reduction.model
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]), reduction
+    return ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    ), reduction
 
 
 def every_row(case: Case, feeds: dict[str, np.ndarray]) -> np.ndarray:

@@ -14,8 +14,9 @@ from build import checkpoint, parity, repository
 from build.checkpoint import CheckpointError
 from build.export import export
 from build.parity import ParityError
-from build.reduce import ReductionError
+from build.reduce import ReductionError, shapes
 from build.reduce.shapes import Shapes
+from build.reduction import reduce_file
 from tests.conftest import NETWORKS, resized, untrained
 
 
@@ -170,3 +171,24 @@ def test_failed_parity_leaves_no_repository(small_spec, small_checkpoint, tmp_pa
     with pytest.raises(ParityError):
         repository.build(strict, small_checkpoint, tmp_path / "models")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_protobuf_cannot_hold_lie_beside_the_model(small_spec, small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "PROTOBUF_LIMIT", 0)  # everything is too much
+    done = repository.build(small_spec, small_checkpoint, tmp_path / "models")
+    assert {"core/1/model.onnx", "core/1/model.onnx.data"} <= set(done.changed)
+    again = repository.build(small_spec, small_checkpoint, tmp_path / "models")
+    assert again.changed == ()
+    core = tmp_path / "models" / "core" / "1" / "model.onnx"
+    assert core.stat().st_size < (core.parent / "model.onnx.data").stat().st_size
+    session = ort.InferenceSession(str(core), providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].shape[1] == small_spec.model.problems
+    reduced, difference = reduce_file(_full(small_spec, tmp_path), tmp_path / "out" / "core.onnx", "last", window=32)
+    assert difference < 1e-5
+    assert reduced.empty
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"core.onnx", "core.onnx.data"}
+
+
+def _full(spec, folder: Path) -> Path:
+    shapes.save(export(untrained(spec), spec).model, folder / "full.onnx")
+    return folder / "full.onnx"
