@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     CheckerPass,
@@ -96,6 +97,7 @@ def reduce(
     model = full.clone()
     graph = model.graph
     _check_opset(model)
+    valid = _is_valid(model)
     target = next((v for v in graph.outputs if output in (None, v.name)), None)
     if target is None:
         raise ReductionError(
@@ -111,6 +113,8 @@ def reduce(
             f"output {target.name!r} is {spell(dims, shapes)}; needed are batch as axis {batch_axis} and time as axis "
             f"{time_axis}, of the same sizes as the first input's. Name another output or time axis"
         )
+    if select == "mean" and target.dtype is not None and not target.dtype.is_floating_point():
+        raise ReductionError(f"output {target.name!r} is of integers, of which a mean is none; select last, row or max")
     time = window if not fixed(shapes.time) else shapes.time[0]
     before = cost(graph, shapes, time)
 
@@ -139,7 +143,7 @@ def reduce(
     graph.inputs.append(lengths)
     trimmed = _trim(found, graph, answer, shapes, emitter)
     narrow(model)
-    _finish(model, answer)
+    _finish(model, answer, valid)
     after_shapes = Shapes(model, batch_axis, time_axis, window, last=(str(lengths.name), -1 if select == "row" else 0))
     reasons = {r.value: r.reason for r in found.rests}
     taken = {
@@ -170,17 +174,23 @@ def _counts_rows(graph: ir.Graph, answer: ir.Value, shapes: Shapes, emitter: Emi
             todo += [value for value in node.inputs if value is not None]
     graph.sort()
     counts: set[ir.Value] = set()
+    sizes: set[ir.Value] = set()  # of these, the ones that nothing has been reckoned with yet
     for node in graph:
         if node not in live or emitter.numbers & set(node.outputs):
             continue
         # A shape says how much there is, whatever it holds.
         shape = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}.get(node.op_type)
-        reads = any(value in counts for number, value in enumerate(node.inputs) if number != shape)
+        reads = {number for number, value in enumerate(node.inputs) if value in counts and number != shape}
         if node.op_type != "Shape" and not reads:
             continue
         for value in node.outputs:
-            if shapes.timeless(value) or emitter.is_batch(value):
+            # Of a shape a part may be taken that time is not in. The result of a calculation may look so in a few runs only.
+            part = node.op_type in ("Shape", "Gather", "Slice", "Squeeze", "Unsqueeze", "Cast") and reads <= {0}
+            part = part and all(v in sizes for v in node.inputs[:1] if v in counts)
+            if (part and shapes.timeless(value)) or emitter.is_batch(value):
                 continue
+            if part or (node.op_type == "Concat" and all(v in sizes for v in node.inputs if v in counts)):
+                sizes.add(value)
             few = not shapes.known(value) or all(fixed(dim) for dim in shapes.of(value))
             if not few or value.dtype not in (None, ir.DataType.INT64, ir.DataType.INT32):
                 return True
@@ -194,7 +204,7 @@ def narrow(model: ir.Model) -> None:
     for value in graph.inputs:
         if value.dtype != ir.DataType.INT64:
             continue
-        value.dtype = ir.DataType.INT32
+        value.type = ir.TensorType(ir.DataType.INT32)  # a new one: copies of a model share theirs
         cast = ir.node("Cast", [value], {"to": ir.DataType.INT64})
         cast.outputs[0].name = f"{value.name}_wide"
         for reader, number in list(value.uses()):
@@ -219,6 +229,17 @@ def _check_opset(model: ir.Model) -> None:
             f"the model is of ONNX opset {opset}; {OLDEST_OPSET} is the oldest that is known here. Export it anew, or "
             "convert it with onnx.version_converter"
         )
+
+
+def _is_valid(model: ir.Model) -> bool:
+    """Whether onnx.checker accepts the model. It knows nothing of operators that ONNX Runtime's own optimiser leaves."""
+    if weights(model) >= measured.PROTOBUF_LIMIT:
+        return False
+    try:
+        CheckerPass(full_check=True)(model.clone())
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    return True
 
 
 def _normalise(model: ir.Model) -> None:
@@ -248,7 +269,9 @@ def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:
         if dims is None or any(shapes.coefficients(dim) is None for dim in dims):
             continue
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
-        node.outputs[0].replace_all_uses_with(emitter.shape(dims[start:end], infer=False), replace_graph_outputs=True)
+        rebuilt = emitter.shape(dims[start:end], infer=False)
+        shapes.set(rebuilt, shapes.of(node.outputs[0]))
+        node.outputs[0].replace_all_uses_with(rebuilt, replace_graph_outputs=True)
     graph.sort()
 
 
@@ -271,7 +294,10 @@ def _distribute(split: ir.Node, shapes: Shapes, emitter: Emitter) -> bool:
         return False
     ends = np.cumsum([shapes.of(value)[-1][0] for value in split.outputs])[:-1]
     parts = np.split(matrix.numpy(), ends, axis=1)
-    biases = [None] * len(parts) if bias is None else np.split(bias.const_value.numpy(), ends)  # type: ignore[union-attr]
+    biases: list[np.ndarray | None] = [None] * len(parts)
+    if bias is not None and bias.const_value is not None:
+        shifts = bias.const_value.numpy()
+        biases = [shifts] * len(parts) if len(shifts) == 1 else list(np.split(shifts, ends))
     for value, part, shift in zip(list(split.outputs), parts, biases, strict=True):
         made = emitter.node("MatMul", [product.inputs[0], _initializer(emitter, part, f"{value.name}_weight")])
         shapes.set(typed(made, value), shapes.of(value))
@@ -344,7 +370,7 @@ def _trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, em
     return True
 
 
-def _finish(model: ir.Model, answer: ir.Value) -> None:
+def _finish(model: ir.Model, answer: ir.Value, valid: bool) -> None:
     TopologicalSortPass()(model)
     IdentityEliminationPass()(model)
     _drop_zero_states(model.graph)
@@ -357,7 +383,8 @@ def _finish(model: ir.Model, answer: ir.Value) -> None:
     DeduplicateInitializersPass()(model)
     RemoveUnusedOpsetsPass()(model)
     if weights(model) < measured.PROTOBUF_LIMIT:  # both write the model out, which protobuf cannot do beyond
-        CheckerPass(full_check=True)(model)
+        if valid:
+            CheckerPass(full_check=True)(model)
         ShapeInferencePass()(model)
         _untype_sequences(model.graph)
 

@@ -194,7 +194,8 @@ class Emitter:
             valid = self.node("Transpose", [valid], perm=[1, 0])
         valid = self.node("Unsqueeze", [valid, self.constant([a for a in range(rank) if a not in (time, batch)])])
         dtype = (value.dtype or ir.DataType.FLOAT).numpy()
-        nothing = self.constant(np.array(0 if self.kind == "mean" else -np.inf, dtype))
+        lowest = -np.inf if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).min
+        nothing = self.constant(np.array(0 if self.kind == "mean" else lowest, dtype))
         kept = self.node("Where", [valid, value, nothing])
         if self.kind == "max":
             return self._reduce("ReduceMax", kept, time)

@@ -192,6 +192,13 @@ class Normalization(AlongAxis):
         *("com.microsoft.SimplifiedLayerNormalization",),
     )
 
+    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+        needs = super().needs(node, layout, shapes, kind)
+        rank = len(shapes.of(node.outputs[0]))
+        if any(v is not None and broadcast(v, rank, layout, shapes) is not None for v in node.inputs[1:]):
+            raise Stop("its scale or bias differs from row to row")
+        return needs
+
     def axes(self, node: ir.Node, rank: int) -> list[int]:
         return list(range(node.attributes.get_int("axis", -1) % rank, rank))
 
@@ -465,10 +472,10 @@ class Attention(Rule):
         assert query is not None
         rank = len(shapes.of(query))
         rows = {0: layout}
-        if layout.merged or (layout.batch, layout.time) != (0, rank - 2 if rank == 4 else 1):
+        if layout.merged or layout.inner != 1 or (layout.batch, layout.time) != (0, rank - 2 if rank == 4 else 1):
             raise Stop("its query axis is not the wanted one")
         if node.domain:
-            self._packed(node, inputs, rank)
+            self._packed(node, inputs, rank, shapes)
             mask, masks = 5, inputs[5]
         else:
             if any(value is not None for value in inputs[4:]):
@@ -483,11 +490,13 @@ class Attention(Rule):
                 rows[mask] = layout.moved(len(dims) - 2, -back)
         return Needs(rows)
 
-    def _packed(self, node: ir.Node, inputs: list[ir.Value | None], rank: int) -> None:
+    def _packed(self, node: ir.Node, inputs: list[ir.Value | None], rank: int, shapes: Shapes) -> None:
         if rank != 3 or inputs[1] is None or inputs[2] is None:
             raise Stop("queries, keys and values are packed into one tensor")
         if node.attributes.get_int("unidirectional", 0):
             raise Stop("its causal mask depends on the number of queries")
+        if inputs[4] is not None and len(shapes.of(inputs[4])) > 2:
+            raise Stop("its padding mask differs from query to query")
         if any(value is not None for value in inputs[6:]):
             raise Stop("it carries keys and values from earlier calls")
 
@@ -503,11 +512,12 @@ class Attention(Rule):
         row = emitter.node("Reshape", [emitter.index(layout.offset), emitter.constant([-1, 1, 1, 1])])
         seen = emitter.node("LessOrEqual", [numbers, row], "causal_mask")
         mask = inputs[3] if len(inputs) > 3 else None
-        if mask is not None:
-            if mask.dtype == ir.DataType.BOOL:
+        given = node.inputs[3] if len(node.inputs) > 3 else None
+        if mask is not None and given is not None:
+            if given.dtype == ir.DataType.BOOL:
                 seen = emitter.node("And", [mask, seen])
             else:
-                never = emitter.constant(np.array(-np.inf, (mask.dtype or ir.DataType.FLOAT).numpy()))
+                never = emitter.constant(np.array(-np.inf, (given.dtype or ir.DataType.FLOAT).numpy()))
                 seen = emitter.node("Where", [seen, mask, never])
         values = emitter.like(node, [*inputs[:3], seen, *inputs[4:]])
         made = values[0].producer()
@@ -530,7 +540,8 @@ class Recurrent(Rule):
             raise Stop("it has lengths (sequence_lens) of its own")
         if kind in ("mean", "max"):
             raise Stop(f"the {kind} does not commute with it")
-        if layout.merged or (layout.time, layout.batch) != (0, 2):
+        # A batch fixed at 1 may have changed places with the direction, which has size 1 as well.
+        if layout.merged or layout.time != 0 or (layout.batch != 2 and not one(shapes.batch)):
             raise Stop("time is not its first axis")
         return Needs(prefixes={0: layout.moved(0, 1)})
 

@@ -60,6 +60,7 @@ class Shapes:
         found, contents = [], []
         with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
             session, names = _observed(model, Path(folder) / "model.onnx")
+            dtypes: dict[str, ir.DataType] = {}
             for batch, time in zip(self.batch, self.time, strict=True):
                 feeds = {}
                 for name, axes in inputs.items():
@@ -81,7 +82,14 @@ class Shapes:
                         if isinstance(o, np.ndarray) and o.size <= _FEW
                     }
                 )
+                dtypes |= {
+                    n: ir.DataType.from_numpy(o.dtype)
+                    for n, o in zip(names, outputs, strict=True)
+                    if isinstance(o, np.ndarray)
+                }
         for value in _values(model):
+            if value.dtype is None and value.name in dtypes:
+                value.dtype = dtypes[value.name]
             if value.name in found[0]:
                 if len({len(run[value.name]) for run in found}) == 1:
                     self._values[value] = tuple(zip(*(run[value.name] for run in found), strict=True))

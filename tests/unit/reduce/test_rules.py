@@ -539,7 +539,7 @@ _RESHAPES: dict[str, Callable[[Graph, str, int, int], str]] = {
     "heads and back": lambda g, x, a, b: g.op("Reshape", g.op("Sin", g.op("Reshape", x, [0, 0, a, b])), [0, 0, a * b]),
     "merged": lambda g, x, a, b: back(g, g.op("Sin", flat(g, x, a * b)), a * b),
     "flattened": lambda g, x, a, b: back(g, g.op("Sin", g.op("Flatten", x, axis=2)), a * b),
-    "unsqueezed": lambda g, x, a, b: g.op("Squeeze", g.op("Sin", g.op("Unsqueeze", x, [0, 2])), [0, 2]),
+    "unsqueezed": lambda g, x, *_: g.op("Squeeze", g.op("Sin", g.op("Unsqueeze", x, [0, 2])), [0, 2]),
     "time first": lambda g, x, a, b: g.op(
         "Transpose",
         g.op(
