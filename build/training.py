@@ -21,11 +21,11 @@ from ensemble.history import History
 from ensemble.spec import Spec
 
 BATCH_INTERACTIONS = 4096  # padded, a batch
-LEARNING_RATE = 2e-3
-# A row of the embedding or the head is seen a few times an epoch; at the LSTM's own pace it learns those by heart. Simulated
-# test learners, on whom these were chosen out of five settings: AUC 0.697 after ten epochs at one pace, 0.725 after three,
-# 0.735 after five at these two.
-TABLE_SHARE = 0.15
+# A row of the embedding or the head is seen a few times an epoch; at a recurrent layer's pace it learns those by heart.
+# Simulated test learners, on whom dkt's were chosen out of five settings: AUC 0.697 after ten epochs at one pace, 0.725
+# after three, 0.735 after five at these two. The Transformer's own pace is an attention layer's usual one.
+LEARNING_RATES = {"dkt": 2e-3, "gru": 2e-3, "transformer": 5e-4}
+TABLE_LEARNING_RATE = 3e-4
 MAX_EPOCHS = 5
 TEST_SHARE = 0.2  # of the learners, where there are no folds
 PRIOR = 5.0  # a problem's mean counts as much as the overall mean after so many responses
@@ -85,8 +85,8 @@ def train(
     named = list(model.named_parameters())
     optimiser = torch.optim.Adam(
         [
-            {"params": [p for name, p in named if name not in tables], "peak": LEARNING_RATE},
-            {"params": [p for name, p in named if name in tables], "peak": LEARNING_RATE * TABLE_SHARE},
+            {"params": [p for name, p in named if name not in tables], "peak": LEARNING_RATES[spec.network.type]},
+            {"params": [p for name, p in named if name in tables], "peak": TABLE_LEARNING_RATE},
         ]
     )
     rng = np.random.default_rng(seed)
@@ -159,6 +159,11 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _check(training: Sequence[History], test: Sequence[History], spec: Spec) -> None:
+    if spec.network.type not in LEARNING_RATES:
+        raise LastrowError(
+            f"a network of type {spec.network.type!r} is not trained here; trained are {', '.join(LEARNING_RATES)}. Give "
+            "its weights with CHECKPOINT="
+        )
     for history in (*training, *test):
         if len(history) and not 0 <= history.problem_ids.min() <= history.problem_ids.max() < spec.model.problems:
             raise LastrowError(

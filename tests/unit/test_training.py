@@ -8,6 +8,7 @@ from build.simulation import simulate
 from build.training import auc, next_logits, problem_means, split, train
 from ensemble.errors import LastrowError
 from ensemble.history import History
+from ensemble.spec import ModuleNetwork
 from tests.conftest import NETWORKS, resized, untrained
 
 
@@ -83,3 +84,9 @@ def test_what_cannot_be_trained_on_is_explained(small_spec):
         train([History("a", [1, 40], [0, 1])], [], small_spec)
     with pytest.raises(LastrowError, match="no learner has two interactions"):
         train([History("a", [1], [0])], [History("b", [1], [0])], small_spec)
+
+
+def test_somebodys_own_network_is_not_trained_here(small_spec):
+    network = ModuleNetwork(type="module", factory="package:make")
+    with pytest.raises(LastrowError, match="a network of type 'module' is not trained here; trained are dkt, gru"):
+        train([], [], small_spec.model_copy(update={"network": network}))
