@@ -684,8 +684,8 @@ def test_concatenations_of_features_let_the_row_through(a, b, axis, learner, sel
     shapes = ((a, 2), (b, 2)) if axis != -1 else ((2, a), (2, b))
     parts = [g.sequence(*shapes[0]), g.sequence(*shapes[1], name="y")]
     if learner:
-        parts.append(g.op("Neg", parts[0]))
-    assert_sank(check(g.model(g.op("Concat", *parts, axis=axis)), select), *(["Concat"] if select != "max" else []))
+        parts.append(g.op("Identity" if select == "mean" else "Tanh", parts[0]))
+    assert_sank(check(g.model(g.op("Concat", *parts, axis=axis)), select), "Concat")
 
 
 def test_a_concatenation_in_time_keeps_the_selection_above_it():
@@ -918,15 +918,11 @@ def attention_mask(g: Graph, x: str, form: str, kind: str, count: int) -> str | 
         "square": (1, 1, "time", "time"),
         "a learner's": ("batch", 1, "time", "time"),
         "a head's": (1, count, "time", "time"),
-        "of keys": ("batch", 1, 1, "time"),
         "of two axes": ("time", "time"),
         "of three axes": (count, "time", "time"),
     }[form]
     mask = g.input("mask", *axes, dtype=np.bool_ if kind == "bool" else np.float32)
     if kind == "bool":
-        if form == "of keys":
-            numbers = g.op("Range", np.array(0), g.op("Squeeze", g.size(x, 1)), np.array(1))
-            return g.op("Or", mask, g.op("Equal", numbers, np.array(0)))  # the first, which all queries may see
         numbers = g.op("Range", np.array(0), g.op("Squeeze", g.size(x, 1)), np.array(1))
         return g.op("Or", mask, g.op("Equal", g.op("Unsqueeze", numbers, [0]), g.op("Unsqueeze", numbers, [1])))
     return mask
@@ -935,7 +931,7 @@ def attention_mask(g: Graph, x: str, form: str, kind: str, count: int) -> str | 
 @given(
     st.booleans(),
     st.booleans(),
-    st.sampled_from(["none", "square", "a learner's", "a head's", "of keys", "of two axes", "of three axes"]),
+    st.sampled_from(["none", "square", "a learner's", "a head's", "of two axes", "of three axes"]),
     st.sampled_from(["float", "bool"]),
     st.sampled_from([(2, 2), (4, 2), (1, 1)]),
     rows,
@@ -963,7 +959,12 @@ def test_fused_attention_with_earlier_keys_keeps_the_selection_above_it():
     x = g.sequence(4)
     past = [g.input(name, "batch", 2, 3, 2) for name in ("past_key", "past_value")]
     made = g.ops("Attention", 3, x, x, x, None, *past, q_num_heads=2, kv_num_heads=2)
-    assert_rests(check(g.model(made[0])), "Attention", "from earlier calls")
+    # ONNX Runtime wants the present keys and values as outputs where it is given earlier ones.
+    both = made[0]
+    for present in made[1:]:
+        nothing = g.op("Mul", g.op("ReduceMax", present, [1, 2, 3], keepdims=0), np.array(0, np.float32))
+        both = g.op("Add", both, g.op("Unsqueeze", nothing, [1, 2]))
+    assert_rests(check(g.model(both)), "Attention", "needs more of it than the row")
 
 
 @pytest.mark.parametrize("is_causal", [0, 1])
