@@ -35,7 +35,7 @@ from build.reduce.cost import Cost, cost, tail
 from build.reduce.emitter import Emitter, typed
 from build.reduce.layout import Kind, Layout, ReductionError
 from build.reduce.rules import RULES, rule_for, spell
-from build.reduce.shapes import Shapes, fixed, weights
+from build.reduce.shapes import Dim, Shapes, fixed, weights
 
 __all__ = ["RULES", "Cost", "Reduction", "ReductionError", "Select", "narrow", "reduce"]
 
@@ -161,6 +161,12 @@ def reduce(
         trimmed=trimmed,
         tail=tail(graph, taken, after_shapes),
     )
+
+
+def _grows(dim: Dim, shapes: Shapes) -> bool:
+    """Whether an axis depends on the number of rows."""
+    numbers = shapes.coefficients(dim)
+    return not fixed(dim) and (numbers is None or numbers[2:] != (0, 0))
 
 
 def _counts_rows(graph: ir.Graph, answer: ir.Value, shapes: Shapes, emitter: Emitter) -> bool:
@@ -352,6 +358,10 @@ def _trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, em
         return False
     offset = max((d.layout.offset for d in demands.values() if d.layout is not None), default=0)
     if all(d.amount == "row" for d in demands.values()) or any(len(axes) > 1 for axes in sequences.values()):
+        return False
+    # Whatever is needed whole and grows with time may count the rows, even if it is made of ones.
+    whole = [value for value, demand in found.demands.items() if demand.amount == "whole"]
+    if any(not shapes.known(v) or any(_grows(dim, shapes) for dim in shapes.of(v)) for v in whole):
         return False
     if _counts_rows(graph, answer, shapes, emitter):
         return False

@@ -87,12 +87,13 @@ class Emitter:
                 continue
             part: ir.Value | None = self.constant([factor]) if factor != 1 else None
             for name in names:
-                part = self._axis_size(name) if part is None else self.node("Mul", [part, self._axis_size(name)])
-            total = part if total is None else self.node("Add", [total, part])
+                one = self._axis_size(name)
+                part = one if part is None else self._vector(self.node("Mul", [part, one]), 1)
+            total = part if total is None else self._vector(self.node("Add", [total, part]), 1)
         if total is None:
             return self.constant([fixed_part])
         if fixed_part:
-            total = self.node("Add", [total, self.constant([fixed_part])])
+            total = self._vector(self.node("Add", [total, self.constant([fixed_part])]), 1)
         self._cache[key] = total
         return total
 
@@ -102,7 +103,7 @@ class Emitter:
         if len(free) <= (1 if infer else 0):
             return self.constant([-1 if axis in free else dim[0] for axis, dim in enumerate(dims)])
         parts = [self.constant([dim[0]]) if fixed(dim) else self.size(dim) for dim in dims]
-        return self.node("Concat", parts, "shape", axis=0)
+        return self._vector(self.node("Concat", parts, "shape", axis=0), len(dims))
 
     def index(self, offset: int) -> ir.Value:
         """INT64 [batch]: the wanted row's number, `offset` rows further on; 0 where there is none."""
@@ -214,12 +215,18 @@ class Emitter:
     def _axis_size(self, name: str) -> ir.Value:
         if name not in self._cache:
             tensor, axis = self._axes[name]
-            self._cache[name] = self.node("Gather", [self.node("Shape", [tensor]), self.constant([axis])], name)
+            every = self._vector(self.node("Shape", [tensor]), len(self.shapes.of(tensor)))
+            self._cache[name] = self._vector(self.node("Gather", [every, self.constant([axis])], name), 1)
         return self._cache[name]
 
     def is_batch(self, value: ir.Value) -> bool:
         """Whether it is the number of learners, computed here."""
         return self._cache.get("batch") is value
+
+    def _vector(self, value: ir.Value, count: int) -> ir.Value:
+        """Note that the value is of so many numbers."""
+        self.shapes.set(value, ((count,) * len(self.shapes.batch),))
+        return value
 
     def scalar(self, number: int) -> ir.Value:
         """INT64, without axes."""

@@ -110,7 +110,7 @@ def with_learner(m: Maker, x: Tensor) -> Tensor:
 def with_table(m: Maker, x: Tensor) -> Tensor:
     """Positions: the same for every learner."""
     table = m.weight(POSITIONS, x[1])
-    form = m.choose("slice", "lookup", "wide lookup", "masked", "share", label="table")
+    form = m.choose("slice", "lookup", "wide lookup", "masked", "share", "counted", label="table")
     if form == "slice":
         rows = m.op("Slice", table, [0], m.rows(), [0])
     elif form == "lookup":
@@ -118,6 +118,11 @@ def with_table(m: Maker, x: Tensor) -> Tensor:
     elif form == "wide lookup":
         wide = m.op("Expand", m.numbers(), m.op("Concat", m.learners(), m.rows(), axis=0))
         rows = m.op("Gather", table, wide)
+    elif form == "counted":
+        ones = m.op("Expand", np.array(1, np.float32), m.op("Concat", m.learners(), m.rows(), [1], axis=0))
+        reverse = int(m.flag("reverse"))
+        counted = m.op("CumSum", ones, np.array(1), reverse=reverse) if m.flag("each") else m.op("ReduceSum", ones, [1])
+        rows = m.op("Div", np.array(1, np.float32), counted)
     elif form == "share":
         share = m.op("Div", m.op("Cast", m.numbers(), to=FLOAT), m.op("Cast", m.rows(), to=FLOAT))
         rows = m.op("Unsqueeze", share, [1])
@@ -332,7 +337,7 @@ BLOCKS: tuple[Block, ...] = (
 
 @pytest.mark.parametrize("select", SELECTS)
 @given(st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_reduced_random_graph_answers_what_the_full_one_does(select, data):
     m = Maker(data)
     time_axis = m.number(0, 1, "time axis")

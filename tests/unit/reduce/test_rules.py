@@ -1098,6 +1098,15 @@ def test_of_stacked_recurrent_layers_the_last_ends_at_the_row(op):
     assert_ends(check(g.model(made)), op)
 
 
+def test_what_is_needed_up_to_the_row_anyway_is_not_computed_for_the_row_again():
+    g = Graph()
+    x = g.op("Tanh", g.sequence(3))
+    for residual in (g.op("Add", x, layer(g, "GRU", x, 3, 3)), g.op("Add", layer(g, "GRU", x, 3, 3), x)):
+        reduction = check(g.model(residual))
+        assert_rests(reduction, "Tanh", "needs more of it than the row")
+        assert [outputs for name, _, outputs in computed(reduction) if name == "Tanh"] == [[(2, TIME, 3)]]
+
+
 def test_recurrent_layers_side_by_side_both_end_at_the_row():
     g = Graph()
     x = g.sequence(3)
@@ -1191,6 +1200,11 @@ def test_what_is_behind_the_wanted_row_is_cut_off_only_where_nobody_looks():
     assert not check(g.model(g.op("Sub", states, g.op("ReduceMax", x, [1], keepdims=1)))).trimmed
 
 
+def ones(g: Graph, x: str) -> str:
+    """[batch, time, 1] of ones, as many as there are rows."""
+    return g.op("Expand", np.array(1, np.float32), g.op("Concat", g.op("Shape", x, end=2), [1], axis=0))
+
+
 _NUMBERS: dict[str, Callable[[Graph, str], str]] = {
     "divided by": lambda g, x: g.op("Div", x, g.op("Cast", g.size(x, 1), to=FLOAT)),
     "counted from the end": lambda g, x: g.op(
@@ -1205,6 +1219,9 @@ _NUMBERS: dict[str, Callable[[Graph, str], str]] = {
     "compared": lambda g, x: g.op("Where", g.op("Greater", g.size(x, 1), [8]), x, g.op("Neg", x)),
     "halved": lambda g, x: g.op("Add", x, g.op("Cast", g.op("Mod", g.size(x, 1), [2]), to=FLOAT)),
     "at most": lambda g, x: g.op("Div", x, g.op("Cast", g.op("Min", g.size(x, 1), [10]), to=FLOAT)),
+    "summed up": lambda g, x: g.op("Div", x, g.op("ReduceSum", ones(g, x), [1], keepdims=1)),
+    "numbered from the end": lambda g, x: g.op("Add", x, g.op("CumSum", ones(g, x), np.array(1), reverse=1)),
+    "normalized": lambda g, x: g.op("Mul", x, g.op("Softmax", ones(g, x), axis=1)),
     "the end of a table": lambda g, x: g.op(
         "Add", x, g.op("Slice", g.weight(200, 4), g.op("Neg", g.size(x, 1)), [1000], [0])
     ),
