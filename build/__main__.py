@@ -12,6 +12,7 @@ import typer
 from build.progress import bar, console
 from build.workspace import Workspace, open_workspace
 from ensemble.command import run
+from ensemble.spec import DEFAULT_SPEC
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -216,6 +217,8 @@ def _repo(workspace: Workspace) -> None:
     built = repository.build(workspace.spec, workspace.checkpoint, workspace.out)
     done = f"wrote {len(built.changed)} files to" if built.changed else "up to date:"
     console.print(f"{done} {built.folder} (parity {built.parity:.1e})", highlight=False, soft_wrap=True)
+    if workspace.spec_file != DEFAULT_SPEC:
+        console.print(f"its spec: {workspace.spec_file}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

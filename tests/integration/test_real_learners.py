@@ -40,3 +40,20 @@ def test_from_training_to_grpc_answers():
     shown = run("demo", *choice, module="build")
     assert shown.returncode == 0, shown.stderr
     assert f"{problems:,} problems" in shown.stdout
+
+
+def test_served_and_offline_scores_are_the_same():
+    folder = ARTIFACTS / "assist2009_pid-200"
+    if folder.exists():
+        shutil.rmtree(folder)
+    choice = ["--data", str(DATA), "--learners", "200", "--networks", "gru", "--budget", "10", "--served", "300"]
+    done = run("evaluate", *choice, module="build")
+    assert done.returncode == 0, done.stderr
+    (evaluation,) = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["network"] == "gru"
+    assert evaluation["served"]["predictions"] == evaluation["offline_same"]["predictions"] == 300
+    assert evaluation["served"]["auc"] == pytest.approx(evaluation["offline_same"]["auc"], abs=1e-6)
+    assert evaluation["largest_difference"] < 1e-5
+    assert evaluation["offline"]["predictions"] > 300
+    assert (folder / "calibration.svg").is_file()
+    assert "mean of the problem" in done.stdout
