@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import tritonclient.grpc as grpcclient
 
 from build import checkpoint, repository, workspace
 from build.export import export
@@ -57,6 +58,23 @@ def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets):
         for n, history in enumerate(histories):
             for answer in (together[n], *(answers[n] for answers in alone)):
                 assert np.abs(answer.probabilities - expected(history)).max() < 1e-5
+
+
+def test_requests_of_one_width_share_a_batch(spec, tmp_path):
+    small = resized(spec, "transformer", problems=PROBLEMS, window=WINDOW, buckets=(8, 32))
+    core = small.steps.core.model_copy(update={"queue_delay_us": 200_000})  # long enough to be met by the others
+    small = small.model_copy(update={"steps": small.steps.model_copy(update={"core": core})})
+    checkpoint.save(untrained(small), tmp_path / "model.pt")
+    built = repository.build(small, tmp_path / "model.pt", tmp_path / "models")
+    with (
+        Server(built.folder, log=tmp_path / "server.log") as server,
+        Client(server.grpc_url, spec=small) as client,
+        ThreadPoolExecutor(8) as pool,
+        grpcclient.InferenceServerClient(server.grpc_url) as plain,
+    ):
+        list(pool.map(client.predict, [learner(n) for n in (1, 2, 3, 4, 5, 6, 7, 8)]))
+        (statistics,) = plain.get_inference_statistics("core", as_json=True)["model_stats"]
+    assert max(int(batch["batch_size"]) for batch in statistics["batch_stats"]) >= 4
 
 
 def test_a_module_of_ones_own_is_served_from_the_command_line(tmp_path: Path):

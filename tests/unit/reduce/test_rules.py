@@ -1107,6 +1107,16 @@ def test_what_is_needed_up_to_the_row_anyway_is_not_computed_for_the_row_again()
         assert [outputs for name, _, outputs in computed(reduction) if name == "Tanh"] == [[(2, TIME, 3)]]
 
 
+def test_what_is_needed_along_two_axes_is_computed_whole_and_once():
+    g = Graph()
+    x = g.sequence(3)
+    scores = g.op("Tanh", g.op("MatMul", x, g.op("Transpose", g.op("Neg", x), perm=[0, 2, 1])))
+    both = g.op("Add", g.op("MatMul", scores, x), g.op("MatMul", g.op("Transpose", scores, perm=[0, 2, 1]), x))
+    reduction = check(g.model(both))
+    assert_rests(reduction, "Tanh", "needs more of it than the row")
+    assert [outputs for name, _, outputs in computed(reduction) if name == "Tanh"] == [[(2, TIME, TIME)]]
+
+
 def test_recurrent_layers_side_by_side_both_end_at_the_row():
     g = Graph()
     x = g.sequence(3)
