@@ -77,7 +77,8 @@ class Elementwise(Rule):
     )
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
     _LINEAR = frozenset({"Add", "Sub", "Sum", "Neg", "Identity"})
-    _RISING = frozenset({"Identity", "Relu", "Sigmoid", "Tanh", "Exp", "Softplus", "Softsign", "Erf", "Sqrt", "Log"})
+    # Rising over all numbers: a row that Log or Sqrt makes NaN would be lost if the maximum were taken before.
+    _RISING = frozenset({"Identity", "Relu", "Sigmoid", "Tanh", "Exp", "Softplus", "Softsign", "Erf"})
 
     def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
         rank = len(shapes.of(node.outputs[0]))
