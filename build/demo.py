@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from build.network import Network
 from build.parity import probabilities
-from build.progress import bar
+from build.progress import answers, bar
 from build.server import Server
 from build.workspace import Workspace
 from ensemble.client import Client, Prediction
@@ -136,7 +135,7 @@ def show(rows: Iterable[Row], spec: Spec) -> None:
             f"{row.local_ms:.1f} ms",
             f"{row.served_ms / row.local_ms:.2f}",
         )
-    console = Console(width=120) if not Console().is_terminal else Console()
+    console = answers()
     console.print(table)
     console.print(
         f"p50 in turns on this machine. PyTorch: the model as it is, every row of its output (of at most the "

@@ -7,27 +7,41 @@ interactions count, as in serving. Learners are the test fold's; consecutive row
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from build.network import Network
+from build.progress import answers
 from build.training import auc, next_logits, problem_means
 from ensemble.client import Client
 from ensemble.history import History
 from ensemble.spec import Spec
 
-Job = tuple[int, int, int]  # a learner, where its context begins, and the first response that it predicts
 Progress = Callable[[float, str], None]
 CALIBRATION_BINS = 10
 # DKT at problem level on this dataset, five folds, as the pyKT-style benchmarks report it.
 PUBLISHED_AUC, PUBLISHED_SPREAD = 0.7016, 0.0049
 OFFLINE_INTERACTIONS = 8192  # padded, a batch
+
+
+class Job(NamedTuple):
+    """Responses `first` to `end` - 1 of a learner, predicted from the interactions from `start` on."""
+
+    learner: int
+    start: int
+    first: int
+    end: int
+
+    @property
+    def width(self) -> int:
+        """Interactions in the context, the last response predicted included."""
+        return self.end - self.start
 
 
 @dataclass(frozen=True)
@@ -81,30 +95,29 @@ def offline(
     model: Network, histories: Sequence[History], window: int, progress: Progress = lambda *_: None
 ) -> np.ndarray:
     """PyTorch's probability of every response but each learner's first, FP64 [n], learner by learner."""
-    answers = [np.zeros(max(len(h) - 1, 0)) for h in histories]
+    predicted = [np.zeros(max(len(h) - 1, 0)) for h in histories]
     jobs: list[Job] = []
     for number, history in enumerate(histories):
         if len(history) > 1:
-            jobs.append((number, 0, 1))
+            jobs.append(Job(number, 0, 1, min(len(history), window + 1)))
         # Behind the window every response has a context of its own.
-        jobs += [(number, position - window, position) for position in range(window + 1, len(history))]
-    jobs.sort(key=lambda job: _end(job, histories, window) - job[1])
+        jobs += [Job(number, n - window, n, n + 1) for n in range(window + 1, len(history))]
+    jobs.sort(key=lambda job: job.width)
     done = 0
     with torch.inference_mode():
-        for group in _grouped(jobs, lambda job: _end(job, histories, window) - job[1]):
+        for group in _grouped(jobs):
             progress(done / len(jobs), "PyTorch")
-            width = max(_end(job, histories, window) - job[1] for job in group)
-            ids, responses = np.zeros((len(group), width), np.int64), np.zeros((len(group), width), np.int64)
-            for row, (number, start, _) in enumerate(group):
-                end = _end(group[row], histories, window)
-                ids[row, : end - start] = histories[number].problem_ids[start:end]
-                responses[row, : end - start] = histories[number].responses[start:end]
+            shape = (len(group), group[-1].width)
+            ids, responses = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+            for row, job in enumerate(group):
+                history = histories[job.learner]
+                ids[row, : job.width] = history.problem_ids[job.start : job.end]
+                responses[row, : job.width] = history.responses[job.start : job.end]
             logits = next_logits(model, torch.from_numpy(ids), torch.from_numpy(responses)).double().sigmoid().numpy()
-            for row, (number, start, first) in enumerate(group):
-                end = _end(group[row], histories, window)
-                answers[number][first - 1 : end - 1] = logits[row, first - start : end - start]
+            for row, job in enumerate(group):
+                predicted[job.learner][job.first - 1 : job.end - 1] = logits[row, job.first - job.start : job.width]
             done += len(group)
-    return np.concatenate(answers)
+    return np.concatenate(predicted)
 
 
 def served(
@@ -194,7 +207,7 @@ def show(evaluations: Sequence[Evaluation]) -> None:
         row(f"{evaluation.network}, served", evaluation.served)
         if evaluation.served.predictions != evaluation.offline.predictions:
             row(f"{evaluation.network}, PyTorch on the same", evaluation.offline_same)
-    console = Console(width=120) if not Console().is_terminal else Console()
+    console = answers()
     console.print(table)
     for evaluation in evaluations:
         console.print(
@@ -243,17 +256,11 @@ def save(
     return [report, picture]
 
 
-def _end(job: Job, histories: Sequence[History], window: int) -> int:
-    """One behind the last response that a job's context predicts."""
-    number, start, first = job
-    return first + 1 if start else min(len(histories[number]), window + 1)
-
-
-def _grouped(jobs: list[Job], width: Callable[[tuple[int, int, int]], int]) -> Iterable[list[Job]]:
+def _grouped(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     """Jobs of rising width in batches of about OFFLINE_INTERACTIONS."""
     group: list[Job] = []
     for job in jobs:
-        if group and (len(group) + 1) * width(job) > OFFLINE_INTERACTIONS:
+        if group and (len(group) + 1) * job.width > OFFLINE_INTERACTIONS:
             yield group
             group = []
         group.append(job)

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from build.network import Network
 from build.reduce import narrow
-from build.reduce.shapes import save
+from build.reduce.shapes import open_session, save
 from ensemble.errors import LastrowError
 from ensemble.spec import OnnxNetwork, Spec
 
@@ -125,9 +124,7 @@ def _run_elsewhere(model: ir.Model) -> None:
     """Run the model at a batch and a time that the exporter has not seen."""
     with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
         save(model, Path(folder) / "model.onnx")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is reported by the caller
-        session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        session = open_session(Path(folder) / "model.onnx")
         other = [size + 4 for size in EXAMPLE]
         (answer,) = session.run(None, {value.name: np.zeros(other, np.int32) for value in session.get_inputs()})
     if list(answer.shape[:2]) != other:

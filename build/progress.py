@@ -11,6 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 console = Console(stderr=True)  # stdout is for answers
 
 
+def answers() -> Console:
+    """stdout; as wide as the tables need where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[float | None, str], None]]:
     """A bar for one piece of work; it pulses until the first fraction is known and leaves one line behind.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from rich.console import Console
 from rich.table import Table
 
+from build.progress import answers
 from build.reduce import Reduction, ReductionError, Select, reduce
-from build.reduce.shapes import save
+from build.reduce.shapes import open_session, save
 
 SIZES = ((1, 1), (2, 5), (3, 16), (4, 33))  # batch and time that the two models are compared at, where they are dynamic
 TOLERANCE = 1e-4  # of the largest value in the answer: sums of other shape round in other places
@@ -44,7 +44,7 @@ def reduce_file(
     except Exception as e:  # protobuf, file and external data errors have no common base
         raise ReductionError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
     names = [str(value.name) for value in full.graph.outputs]
-    reduction = reduce(full, select=select, time_axis=time_axis, output=output, window=window)  # type: ignore[arg-type]
+    reduction = reduce(full, select=cast(Select, select), time_axis=time_axis, output=output, window=window)
     progress(0.5, "compare")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,7 @@ def compare(full: Path, reduced: Path, output: str, select: str, time_axis: int,
     Raises:
         ReductionError: it is more than rounding.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    whole, row = (ort.InferenceSession(str(f), options, providers=["CPUExecutionProvider"]) for f in (full, reduced))
+    whole, row = open_session(full), open_session(reduced)
     rng = np.random.default_rng(0)
     index = next(i for i in row.get_inputs() if i.name not in {i.name for i in whole.get_inputs()}).name
     worst = 0.0
@@ -100,7 +98,7 @@ def compare(full: Path, reduced: Path, output: str, select: str, time_axis: int,
 
 def show(reduction: Reduction, difference: float, explain: bool) -> None:
     """Print what was gained, where the selection rests and why, and with `explain` the graph down to there."""
-    console = Console(width=120) if not Console().is_terminal else Console()
+    console = answers()
     before, after = reduction.before, reduction.after
     table = Table(title=f"one learner of {reduction.time} rows, select {reduction.select}")
     for column in ("", "full", "reduced", "ratio"):

@@ -141,17 +141,17 @@ def _problems(data: Path, learners: int | None) -> int:
 
 def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path) -> Path:
     """The default spec with these tables' values, written only if it says something else than before."""
-    spec = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
+    spec: dict[str, Any] = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
     for changes in tables:
         for name, values in changes.items():
-            if values.get("type", spec[name].get("type")) != spec[name].get("type"):  # type: ignore[union-attr]
+            if values.get("type", spec[name].get("type")) != spec[name].get("type"):
                 spec[name] = tomlkit.table()  # another network has other keys
-            spec[name].update(values)  # type: ignore[union-attr]
+            spec[name].update(values)
     model = spec["model"]
-    widths = [width for width in model["buckets"] if width < model["window"]]  # type: ignore[index,union-attr]
-    model["buckets"] = [*widths, model["window"]] if widths else []  # type: ignore[index]
+    widths = [width for width in model["buckets"] if width < model["window"]]
+    model["buckets"] = [*widths, model["window"]] if widths else []
     count = spec["next_problems"]
-    count["count"] = min(count["count"], model["problems"])  # type: ignore[index]
+    count["count"] = min(count["count"], model["problems"])
     text, path = tomlkit.dumps(spec), folder / "spec.toml"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         folder.mkdir(parents=True, exist_ok=True)

@@ -34,10 +34,10 @@ from build.reduce.analysis import Analysis, Rest, analyse
 from build.reduce.cost import Cost, cost, tail
 from build.reduce.emitter import Emitter, typed
 from build.reduce.layout import Kind, Layout, ReductionError
-from build.reduce.rules import RULES, rule_for, spell
+from build.reduce.rules import RECURRENT, rule_for, spell
 from build.reduce.shapes import Dim, Shapes, fixed, weights
 
-__all__ = ["RULES", "Cost", "Reduction", "ReductionError", "Select", "narrow", "reduce"]
+__all__ = ["Cost", "Reduction", "ReductionError", "Select", "narrow", "reduce"]
 
 Select = Literal["last", "row", "mean", "max"]
 
@@ -121,9 +121,11 @@ def reduce(
     name = index_name or ("row" if select == "row" else "lengths")
     if any(v.name == name for v in graph.inputs):
         raise ReductionError(f"the model has an input {name!r} already; give the new one another name")
-    batch = graph.inputs[0].shape[batch_axis]  # type: ignore[index]
+    axes = graph.inputs[0].shape
+    assert axes is not None  # Shapes has read them
+    batch = axes[batch_axis]
     lengths = ir.Value(name=name, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT32))
-    kind: Kind = "row" if select in ("last", "row") else select  # type: ignore[assignment]
+    kind: Kind = "row" if select == "last" else select
     emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
     _rebuild_shapes(graph, shapes, emitter)
     wanted = Layout(time=time_axis, batch=batch_axis)
@@ -223,7 +225,7 @@ def narrow(model: ir.Model) -> None:
             cast.replace_input_with(0, None)
 
 
-def _sizes(dims: tuple[tuple[int, ...], ...], time_axis: int, batch_axis: int) -> list[int | None]:
+def _sizes(dims: tuple[Dim, ...], time_axis: int, batch_axis: int) -> list[int | None]:
     """The output's remaining axes: a number, or None where it depends on batch or time."""
     return [dim[0] if fixed(dim) else None for axis, dim in enumerate(dims) if axis not in (time_axis, batch_axis)]
 
@@ -242,7 +244,7 @@ def _is_valid(model: ir.Model) -> bool:
     if weights(model) >= measured.PROTOBUF_LIMIT:
         return False
     try:
-        CheckerPass(full_check=True)(model.clone())
+        CheckerPass(full_check=True)(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
         return False
     return True
@@ -409,7 +411,7 @@ def _untype_sequences(graph: ir.Graph) -> None:
 def _drop_zero_states(graph: ir.Graph) -> None:
     """Leave out initial states that are zeros expanded to the batch: zeros are ONNX's default, at no cost."""
     for node in graph:
-        if node.op_type not in ("LSTM", "GRU", "RNN"):
+        if node.op_type not in RECURRENT:
             continue
         for number in (5, 6):
             source = node.inputs[number] if number < len(node.inputs) else None
@@ -427,7 +429,7 @@ def _answers_empty(found: Analysis, emitter: Emitter, select: Select) -> bool:
     """Whether every part of the answer exists before the first row: rows that a Slice left out, or a zero state."""
     if select != "last":
         return False
-    states = (node for node in found.plan if node.op_type in ("LSTM", "GRU", "RNN"))
+    states = (node for node in found.plan if node.op_type in RECURRENT)
     return all(emitter.answers_nothing(rest.layout.offset) for rest in found.rests) and all(
         node.inputs[5:] == () or all(v is None for v in node.inputs[5:]) for node in states
     )
@@ -444,5 +446,5 @@ def _ends(found: Analysis, shapes: Shapes) -> list[str]:
         f"{node.op_type} {node.outputs[0].name} {spell(shapes.of(node.outputs[0]), shapes)}: it ends at the wanted row, and "
         "its final state is that row"
         for node in found.plan
-        if node.op_type in ("LSTM", "GRU", "RNN")
+        if node.op_type in RECURRENT
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from build.reduce.rules import spell
+from build.reduce.rules import RECURRENT, spell
 from build.reduce.shapes import Shapes
 
 # Operators that move numbers about and compute none.
@@ -18,7 +18,6 @@ _MOVES = frozenset(
         *("Trilu", "Unsqueeze", "Where"),
     }
 )
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def operations(node: ir.Node, shapes: Shapes, time: int) -> int:
     if op in ("MatMul", "Gemm"):
         inner = at(inputs[0])[-2 if op == "Gemm" and node.attributes.get_int("transA", 0) == 1 else -1]
         return 2 * made * inner
-    if op in _GATES:
+    if op in RECURRENT:
         steps, batch, width = at(inputs[0])
         directions, rows, hidden = at(inputs[2])  # recurrent weights [directions, gates x hidden, hidden]
         return 2 * steps * batch * directions * rows * (width + hidden)
@@ -83,7 +82,7 @@ def tail(graph: ir.Graph, taken: dict[str, tuple[str, str]], shapes: Shapes) -> 
             node = value.producer()
             leading[value] = False
             leading[value] = value.name in taken or (
-                node is not None and (node.op_type in _GATES or any(leads(v) for v in node.inputs if v is not None))
+                node is not None and (node.op_type in RECURRENT or any(leads(v) for v in node.inputs if v is not None))
             )
         return leading[value]
 
@@ -103,7 +102,7 @@ def tail(graph: ir.Graph, taken: dict[str, tuple[str, str]], shapes: Shapes) -> 
         if value.name in taken:
             source, why = taken[value.name]
             lines.append(f"{'  ' * (depth + 1)}<- {source}: {why}")
-        elif node.op_type not in _GATES:
+        elif node.op_type not in RECURRENT:
             todo += [(v, depth + 1) for v in reversed(node.inputs) if v is not None and leads(v)]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -34,10 +35,10 @@ class Emitter:
         self._names = {str(v.name) for node in self.graph for v in node.outputs} | set(self.graph.initializers)
 
     def node(
-        self, op_type: str, inputs: Sequence[ir.Value | None], name: str = "", outputs: int = 1, **attributes: object
+        self, op_type: str, inputs: Sequence[ir.Value | None], name: str = "", outputs: int = 1, **attributes: Any
     ) -> ir.Value:
         """One more node; its first output, named after `name`."""
-        node = ir.node(op_type, inputs, attributes or None, num_outputs=outputs)  # type: ignore[arg-type]
+        node = ir.node(op_type, inputs, attributes or None, num_outputs=outputs)
         self.graph.append(node)
         node.outputs[0].name = self.name(name or op_type.lower())
         return node.outputs[0]
@@ -87,8 +88,8 @@ class Emitter:
                 continue
             part: ir.Value | None = self.constant([factor]) if factor != 1 else None
             for name in names:
-                one = self._axis_size(name)
-                part = one if part is None else self._vector(self.node("Mul", [part, one]), 1)
+                size = self._axis_size(name)
+                part = size if part is None else self._vector(self.node("Mul", [part, size]), 1)
             total = part if total is None else self._vector(self.node("Add", [total, part]), 1)
         if total is None:
             return self.constant([fixed_part])

@@ -18,6 +18,7 @@ from build.reduce.layout import Kind, Layout, Needs, Stop
 from build.reduce.shapes import Dim, Shapes, one, times
 
 Inputs = Sequence[ir.Value | None]
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 class Rule:
@@ -530,7 +531,7 @@ class Attention(Rule):
 class Recurrent(Rule):
     """LSTM, GRU, RNN: the row is the state in which the layer ends when it is stopped there."""
 
-    op_types: ClassVar[tuple[str, ...]] = ("LSTM", "GRU", "RNN")
+    op_types: ClassVar[tuple[str, ...]] = RECURRENT
 
     def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
         if node.attributes.get_string("direction", "forward") != "forward":

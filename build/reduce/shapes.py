@@ -74,19 +74,10 @@ class Shapes:
                         f"the model does not run at batch {batch} and time {time}: {str(e).splitlines()[0]}. An axis "
                         "that is fixed inside the graph has to be fixed in its inputs, or exported as dynamic"
                     ) from e
-                found.append({name: np.shape(output) for name, output in zip(names, outputs, strict=True)})
-                contents.append(
-                    {
-                        n: o.tobytes()
-                        for n, o in zip(names, outputs, strict=True)
-                        if isinstance(o, np.ndarray) and o.size <= _FEW
-                    }
-                )
-                dtypes |= {
-                    n: ir.DataType.from_numpy(o.dtype)
-                    for n, o in zip(names, outputs, strict=True)
-                    if isinstance(o, np.ndarray)
-                }
+                tensors = {n: o for n, o in zip(names, outputs, strict=True) if isinstance(o, np.ndarray)}
+                found.append({name: tensor.shape for name, tensor in tensors.items()})
+                contents.append({name: tensor.tobytes() for name, tensor in tensors.items() if tensor.size <= _FEW})
+                dtypes |= {name: ir.DataType.from_numpy(tensor.dtype) for name, tensor in tensors.items()}
         for value in _values(model):
             if value.dtype is None and value.name in dtypes:
                 value.dtype = dtypes[value.name]
@@ -174,6 +165,15 @@ def save(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=f"{path.name}.data" if weights(model) > PROTOBUF_LIMIT else None)
 
 
+def open_session(path: Path, optimised: bool = True) -> ort.InferenceSession:
+    """A session on the CPU that prints nothing: what goes wrong is raised, and the caller says it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 def _input_axes(model: ir.Model, batch_axis: int, time_axis: int) -> dict[str, list[int | str]]:
     inputs = list(model.graph.inputs)
     if not inputs or inputs[0].shape is None or len(inputs[0].shape) <= max(batch_axis, time_axis):
@@ -225,11 +225,8 @@ def _observed(model: ir.Model, path: Path) -> tuple[ort.InferenceSession, list[s
             value.shape = None  # a note that is wrong would be an error
             copy.graph.outputs.append(value)
     save(copy, path)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # what goes wrong is an error below
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(path, optimised=False)
     except Exception as e:
         raise ReductionError(f"ONNX Runtime does not load the model: {str(e).splitlines()[0]}") from e
     return session, [output.name for output in session.get_outputs()]

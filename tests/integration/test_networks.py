@@ -84,25 +84,20 @@ def test_a_module_of_ones_own_is_served_from_the_command_line(tmp_path: Path):
     arguments = ["--checkpoint", str(tmp_path / "model.pt"), "--factory", "tests.factories:attentive"]
     made = run("repo", *arguments, "--out", str(tmp_path / "models"), module="build")
     assert made.returncode == 0, made.stderr
-    spec = workspace.open_workspace(checkpoint=tmp_path / "model.pt", factory="tests.factories:attentive").spec
+    space = workspace.open_workspace(checkpoint=tmp_path / "model.pt", factory="tests.factories:attentive")
     history = learner(20, factories.PROBLEMS)
     with torch.inference_mode():
         wanted = model(*(torch.from_numpy(x.astype(np.int64))[None] for x in (history.problem_ids, history.responses)))
     with Server(tmp_path / "models", log=tmp_path / "server.log") as server:
-        with Client(server.grpc_url, spec=spec) as client:
+        with Client(server.grpc_url, spec=space.spec) as client:
             assert np.abs(client.predict(history).probabilities - wanted[0, -1].numpy()).max() < 1e-5
             with pytest.raises(InvalidRequestError, match="learner 0 has 0 interactions; this model answers from 1 on"):
                 client.predict(learner(0))
         (tmp_path / "names.json").write_text(json.dumps({f"P{n}": n for n in range(factories.PROBLEMS)}))
         (tmp_path / "ada.csv").write_text("problem_id,response\nP3,1\nP29,0\n")
-        (tmp_path / "spec.toml").write_text(
-            workspace.open_workspace(
-                checkpoint=tmp_path / "model.pt", factory="tests.factories:attentive"
-            ).spec_file.read_text()
-        )
         asked = run(
             *("predict", str(tmp_path / "ada.csv"), "--vocabulary", str(tmp_path / "names.json"), "--json"),
-            *("--spec", str(tmp_path / "spec.toml"), "--url", server.grpc_url),
+            *("--spec", str(space.spec_file), "--url", server.grpc_url),
         )
     assert asked.returncode == 0, asked.stderr
     (answer,) = json.loads(asked.stdout)
