@@ -431,7 +431,7 @@ def _answers_empty(found: Analysis, emitter: Emitter, select: Select) -> bool:
         return False
     states = (node for node in found.plan if node.op_type in RECURRENT)
     return all(emitter.answers_nothing(rest.layout.offset) for rest in found.rests) and all(
-        node.inputs[5:] == () or all(v is None for v in node.inputs[5:]) for node in states
+        all(value is None for value in node.inputs[5:]) for node in states
     )
 
 

@@ -15,28 +15,16 @@ from tritonclient.utils import InferenceServerException
 
 from build import repository
 from build.demo import interleave
-from build.parity import batches, probabilities, windows
+from build.parity import batches, windows
 from build.server import Server
 from ensemble.client import AsyncClient, Client
 from ensemble.errors import DeadlineExceededError, InvalidRequestError
 from ensemble.history import History, pad
-from tests.integration.conftest import Served
-
-
-def learner(length: int, seed: int = 0, problems: int = 14041) -> History:
-    rng = np.random.default_rng([seed, length])
-    return History(f"{seed}-{length}", rng.integers(0, problems, length), rng.integers(0, 2, length))
+from tests.integration.conftest import Served, answer_of, learner
 
 
 def expected(served: Served, history: History) -> np.ndarray:
-    """PyTorch's answer for one learner, from the full forward where there is a row to take."""
-    window = served.spec.model.window
-    ids, responses = (torch.from_numpy(x[-window:].copy())[None] for x in (history.problem_ids, history.responses))
-    with torch.inference_mode():
-        if len(history):
-            return probabilities(served.model(ids, responses)[0, -1].numpy())
-        zero = torch.zeros(1, 1, dtype=torch.int32)
-        return probabilities(served.model.last(zero, zero, torch.zeros(1, dtype=torch.int32))[0].numpy())
+    return answer_of(served.model, history, served.spec.model.window)
 
 
 def infer(served: Served, ids: np.ndarray, responses: np.ndarray, outputs: list[str] | None = None):

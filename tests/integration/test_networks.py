@@ -14,21 +14,15 @@ import tritonclient.grpc as grpcclient
 
 from build import checkpoint, repository, workspace
 from build.export import export
-from build.parity import probabilities
 from build.server import Server
 from ensemble.client import Client
 from ensemble.errors import InvalidRequestError
-from ensemble.history import History
 from tests import factories
 from tests.conftest import resized, untrained
+from tests.integration.conftest import answer_of, learner
 from tests.integration.test_cli import run
 
 PROBLEMS, WINDOW = 40, 32
-
-
-def learner(length: int, problems: int = PROBLEMS) -> History:
-    rng = np.random.default_rng(length)
-    return History(str(length), rng.integers(0, problems, length), rng.integers(0, 2, length))
 
 
 @pytest.mark.parametrize(("network", "buckets"), [("gru", ()), ("transformer", (8, 16, 32))])
@@ -38,15 +32,7 @@ def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets):
     checkpoint.save(model, tmp_path / "model.pt")
     built = repository.build(small, tmp_path / "model.pt", tmp_path / "models")
 
-    def expected(history: History) -> np.ndarray:
-        recent = [x[-WINDOW:] for x in (history.problem_ids, history.responses)]
-        ids, responses = (torch.from_numpy(x if len(x) else np.zeros(1, np.int32))[None] for x in recent)
-        with torch.inference_mode():
-            if len(history):
-                return probabilities(model(ids, responses)[0, -1].numpy())
-            return probabilities(model.last(ids, responses, torch.zeros(1, dtype=torch.int32))[0].numpy())
-
-    histories = [learner(n) for n in (0, 1, 7, 8, 9, 16, 17, 31, 32, 33, 50)]
+    histories = [learner(n, problems=PROBLEMS) for n in (0, 1, 7, 8, 9, 16, 17, 31, 32, 33, 50)]
     with (
         Server(built.folder, log=tmp_path / "server.log") as server,
         Client(server.grpc_url, spec=small) as client,
@@ -57,7 +43,7 @@ def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets):
         alone = [list(pool.map(client.predict, histories)) for _ in range(3)]
         for n, history in enumerate(histories):
             for answer in (together[n], *(answers[n] for answers in alone)):
-                assert np.abs(answer.probabilities - expected(history)).max() < 1e-5
+                assert np.abs(answer.probabilities - answer_of(model, history, WINDOW)).max() < 1e-5
 
 
 def test_requests_of_one_width_share_a_batch(spec, tmp_path):
@@ -72,7 +58,7 @@ def test_requests_of_one_width_share_a_batch(spec, tmp_path):
         ThreadPoolExecutor(8) as pool,
         grpcclient.InferenceServerClient(server.grpc_url) as plain,
     ):
-        list(pool.map(client.predict, [learner(n) for n in (1, 2, 3, 4, 5, 6, 7, 8)]))
+        list(pool.map(client.predict, [learner(n, problems=PROBLEMS) for n in (1, 2, 3, 4, 5, 6, 7, 8)]))
         (statistics,) = plain.get_inference_statistics("core", as_json=True)["model_stats"]
     assert max(int(batch["batch_size"]) for batch in statistics["batch_stats"]) >= 4
 
@@ -85,7 +71,7 @@ def test_a_module_of_ones_own_is_served_from_the_command_line(tmp_path: Path):
     made = run("repo", *arguments, "--out", str(tmp_path / "models"), module="build")
     assert made.returncode == 0, made.stderr
     space = workspace.open_workspace(checkpoint=tmp_path / "model.pt", factory="tests.factories:attentive")
-    history = learner(20, factories.PROBLEMS)
+    history = learner(20, problems=factories.PROBLEMS)
     with torch.inference_mode():
         wanted = model(*(torch.from_numpy(x.astype(np.int64))[None] for x in (history.problem_ids, history.responses)))
     with Server(tmp_path / "models", log=tmp_path / "server.log") as server:
