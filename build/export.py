@@ -177,6 +177,22 @@ def finish(model: ir.Model) -> ir.Model:
     return model
 
 
+def widen(model: ir.Model, spec: Spec) -> ir.Model:
+    """INT64 inputs where the spec says so. The model's own arithmetic stays as it is, behind a Cast."""
+    types = {tensor.name: tensor.dtype for _, tensor in spec.tensors}
+    for value in model.graph.inputs:
+        if types[str(value.name)] != "INT64":
+            continue
+        readers = list(value.uses())
+        value.type = ir.TensorType(ir.DataType.INT64)
+        cast = ir.node("Cast", [value], {"to": ir.DataType.INT32})
+        cast.outputs[0].name = f"{value.name}_narrow"
+        for reader, number in readers:
+            reader.replace_input_with(number, cast.outputs[0])
+        model.graph.insert_before(model.graph[0], cast)
+    return model
+
+
 def _adopted(model: ir.Model, spec: Spec) -> Full:
     graph = model.graph
     # Exporters note the example's time as a constant behind an LSTM, and Triton checks the output's shape at load.

@@ -16,6 +16,7 @@ from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
 Array = np.ndarray
+INTEGERS = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}  # by ONNX Runtime's names
 REFERENCE, CUT = "PyTorch full forward", "PyTorch cut"
 
 
@@ -134,7 +135,7 @@ def _reference(
             history = [
                 np.concatenate([x, y[row : row + 1, length:]], axis=1) for x, y in zip(history, other, strict=False)
             ]
-        rows.append(probabilities(onnx_full.run(None, _feeds(history, spec))[0][0, length - 1]))
+        rows.append(probabilities(onnx_full.run(None, _feeds(history, spec, onnx_full))[0][0, length - 1]))
     return np.stack(rows), REFERENCE if model is not None else "ONNX full without padding"
 
 
@@ -160,18 +161,22 @@ def _answers(
             with torch.inference_mode():
                 answer = model.last(*(torch.from_numpy(x) for x in (problem_ids, responses, counted))).numpy()
             yield f"{CUT}{at}", probabilities(answer)
-        feeds = _feeds([problem_ids, responses], spec)
+        given = [problem_ids, responses]
         if counted.all():
-            yield f"ONNX full{at}", probabilities(onnx_full.run(None, feeds)[0][rows])
+            yield f"ONNX full{at}", probabilities(onnx_full.run(None, _feeds(given, spec, onnx_full))[0][rows])
         if onnx_core is not None:
-            answer = onnx_core.run(None, {**feeds, spec.tensors.lengths.name: counted})[0]
-            yield f"ONNX core{at}", probabilities(answer)
+            yield f"ONNX core{at}", probabilities(onnx_core.run(None, _feeds([*given, counted], spec, onnx_core))[0])
 
 
 def _typed(inputs: list[Array], model: nn.Module) -> list[Array]:
     return inputs if isinstance(model, Network) else [x.astype(np.int64) for x in inputs]
 
 
-def _feeds(inputs: list[Array], spec: Spec) -> dict[str, Array]:
-    tensors = spec.tensors
-    return dict(zip((tensors.recent_problem_ids.name, tensors.recent_responses.name), inputs, strict=True))
+def _feeds(inputs: list[Array], spec: Spec, session: ort.InferenceSession) -> dict[str, Array]:
+    """Problem ids, responses and, for the core, lengths by their names, as the integers that the session takes."""
+    tensors = (spec.tensors.recent_problem_ids, spec.tensors.recent_responses, spec.tensors.lengths)
+    types = {value.name: INTEGERS[value.type] for value in session.get_inputs()}
+    return {
+        tensor.name: array.astype(types[tensor.name], copy=False)
+        for tensor, array in zip(tensors, inputs, strict=False)
+    }

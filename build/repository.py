@@ -75,7 +75,7 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
 def derived(spec: Spec) -> dict[str, bytes]:
     """Every file of the repository but the core's ONNX model, by relative path."""
     files = config.files(spec)
-    for step in (config.PREPROCESS, config.POSTPROCESS):
+    for step in config.PYTHON_STEPS:
         files[f"{step}/1/model.py"] = (STEPS / step / "1" / "model.py").read_bytes()
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.
     files[f"{spec.model.name}/1/.gitkeep"] = b""
@@ -119,7 +119,7 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
     """Export, reduce, compare. Returns the core's files, weights first where they lie apart, and the largest difference."""
     from build import checkpoint as checkpoints
     from build import parity
-    from build.export import adopt, export
+    from build.export import adopt, export, widen
     from build.progress import bar
     from build.reduce.shapes import save
 
@@ -129,7 +129,7 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
         full_file, core_file = aside / "full.onnx", aside / "model.onnx"
         save(full.model, full_file)
         update(0.7, "reduce")
-        core = cut(full.model, spec) if spec.reduce.where == "core" else full.model
+        core = widen(cut(full.model, spec) if spec.reduce.where == "core" else full.model.clone(), spec)
         save(core, core_file)
     with bar("parity") as update:
         differences = parity.check(model, full_file, core_file, spec, full.sigmoid, update)
@@ -154,8 +154,9 @@ def cut(full: ir.Model, spec: Spec) -> ir.Model:
         window=spec.model.window,
         index_name=spec.tensors.lengths.name,
         output_name=spec.tensors.logits.name,
+        length_aware=spec.reduce.length_aware,
     )
-    if spec.model.cold_start and not reduction.empty:
+    if spec.shortest_history == 0 and not reduction.empty:
         raise ReductionError(
             "the reduced model has no row before the first interaction to answer a cold start from; set "
             f"model.cold_start = false in the spec. The selection rests at {'; '.join(reduction.rests)}"

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypedDict, overload
 import numpy as np
 import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as grpcclient_aio
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from ensemble.errors import DeadlineExceededError, InvalidRequestError, ServingError, UnavailableError
 from ensemble.history import PADDING, History, pad
@@ -99,7 +99,7 @@ class _Protocol:
                 (tensors.problem_ids, tensors.responses), pad(histories[start : start + size]), strict=True
             ):
                 inputs.append(grpcclient.InferInput(tensor.name, list(values.shape), tensor.dtype))
-                inputs[-1].set_data_from_numpy(values)
+                inputs[-1].set_data_from_numpy(values.astype(triton_to_np_dtype(tensor.dtype), copy=False))
             outputs = [grpcclient.InferRequestedOutput(tensor.name) for tensor in wanted]
             yield _Request(start, {"model_name": self.spec.model.name, "inputs": inputs, "outputs": outputs})
 

@@ -14,14 +14,14 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelIns
 
 from ensemble.spec import Spec, Step, Tensor
 
-PREPROCESS, CORE, POSTPROCESS = "preprocess", "core", "postprocess"
+PREPROCESS, CORE, POSTPROCESS, PROPOSE = "preprocess", "core", "postprocess", "propose"
+PYTHON_STEPS = (PREPROCESS, POSTPROCESS, PROPOSE)
 LENGTH_FILE = "length_"  # files in a step's warmup/ folder: a number behind it, and that number inside
 
 
 def repository(spec: Spec) -> dict[str, ModelConfig]:
-    """Every model's configuration by its folder name: the three steps and the ensemble over them."""
-    configs = [_preprocess(spec), _core(spec), _postprocess(spec), _ensemble(spec)]
-    return {config.name: config for config in configs}
+    """Every model's configuration by its folder name: the steps and the ensemble over them."""
+    return {config.name: config for config in (*_steps(spec), _ensemble(spec))}
 
 
 def files(spec: Spec) -> dict[str, bytes]:
@@ -78,16 +78,32 @@ def _core(spec: Spec) -> ModelConfig:
 
 
 def _postprocess(spec: Spec) -> ModelConfig:
-    t = spec.tensors
     config = _python_step(spec, POSTPROCESS, spec.steps.postprocess)
+    config.input.append(_input(spec, spec.core_output))
+    config.output.append(_output(spec, spec.tensors.probabilities))
+    return _behind_the_core(spec, config)
+
+
+def _propose(spec: Spec) -> ModelConfig:
+    """Proposals read logits and not probabilities: an ensemble drops a wanted output whose only reader is left out."""
+    t = spec.tensors
+    config = _python_step(spec, PROPOSE, spec.steps.propose)
     # The request's own history, not the truncated one: what was answered 600 interactions ago is answered all the same.
     config.input.extend([_input(spec, spec.core_output), _ragged_input(spec, t.problem_ids)])
-    if spec.reduce.where == "postprocess":
-        config.input.append(_input(spec, t.lengths))
-    config.output.extend(_output(spec, x) for x in (t.probabilities, t.next_problem_ids, t.next_problem_probabilities))
+    config.output.extend(_output(spec, x) for x in (t.next_problem_ids, t.next_problem_probabilities))
     _parameters(config, target_success_rate=spec.next_problems.target_success_rate)
+    return _behind_the_core(spec, config)
+
+
+def _behind_the_core(spec: Spec, config: ModelConfig) -> ModelConfig:
+    if spec.reduce.where == "postprocess":
+        config.input.append(_input(spec, spec.tensors.lengths))
     _warmup(spec, config)
     return config
+
+
+def _steps(spec: Spec) -> tuple[ModelConfig, ...]:
+    return _preprocess(spec), _core(spec), _postprocess(spec), _propose(spec)
 
 
 def _ensemble(spec: Spec) -> ModelConfig:
@@ -95,7 +111,7 @@ def _ensemble(spec: Spec) -> ModelConfig:
     config = ModelConfig(name=spec.model.name, platform="ensemble", max_batch_size=spec.batching.max_batch_size)
     config.input.extend(_input(spec, x) for x in (t.problem_ids, t.responses))
     config.output.extend(_output(spec, x) for x in (t.probabilities, t.next_problem_ids, t.next_problem_probabilities))
-    for step in (_preprocess(spec), _core(spec), _postprocess(spec)):
+    for step in _steps(spec):
         # Every tensor has one name in the whole repository, so the wiring is the identity.
         config.ensemble_scheduling.step.add(
             model_name=step.name,

@@ -19,6 +19,9 @@ DEFAULT_SPEC = Path(__file__).with_name("spec.toml")
 
 Dim = Annotated[int, Field(ge=-1)] | Literal["problems", "window", "next"]
 Count = Annotated[int, Field(ge=1)]
+INTEGERS = ("INT32", "INT64")
+INTEGER_ROLES = ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
+COUNTS = ("lengths", "next_problem_ids")
 # A tensor or model name ends up in file names, URLs and protobuf text: keep it to what is safe in all three.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -102,9 +105,13 @@ Network = Annotated[RecurrentNetwork | TransformerNetwork | ModuleNetwork | Onnx
 
 
 class Reduce(_Table):
-    """Where the wanted row is selected: inside the ONNX core, or in the Python postprocess step."""
+    """Where the wanted row is selected: inside the ONNX core, or in the Python postprocess step.
+
+    length_aware: whether the core stops where the histories do, or computes the whole window.
+    """
 
     where: Literal["core", "postprocess"] = "core"
+    length_aware: bool = True
 
 
 class Export(_Table):
@@ -147,11 +154,12 @@ class CoreStep(Step):
 
 
 class Steps(_Table):
-    """The three composing models, by their names in the repository."""
+    """The composing models, by their names in the repository."""
 
     preprocess: Step = Step()
     core: CoreStep = CoreStep()
     postprocess: Step = Step()
+    propose: Step = Step()
 
 
 class Tensor(_Table):
@@ -208,6 +216,14 @@ class Spec(_Table):
     tensors: Tensors
 
     @model_validator(mode="after")
+    def _types_are_served(self) -> Spec:
+        for role, tensor in self.tensors:
+            allowed = INTEGERS if role in INTEGER_ROLES else ("INT32",) if role in COUNTS else ("FP32",)
+            if tensor.dtype not in allowed:
+                raise ValueError(f"tensors.{role}.dtype is {tensor.dtype}; allowed is {' or '.join(allowed)}")
+        return self
+
+    @model_validator(mode="after")
     def _proposals_fit(self) -> Spec:
         if self.next_problems.count > self.model.problems:
             raise ValueError(
@@ -246,7 +262,8 @@ class Spec(_Table):
     @property
     def shortest_history(self) -> int:
         """Interactions that a learner needs at least. Without the cut there is no row to answer a cold start from."""
-        return 0 if self.model.cold_start and self.reduce.where == "core" else 1
+        reduced = self.reduce.where == "core" and self.reduce.length_aware
+        return 0 if self.model.cold_start and reduced else 1
 
     @property
     def core_output(self) -> Tensor:

@@ -79,6 +79,7 @@ def reduce(
     window: int = 512,
     index_name: str | None = None,
     output_name: str | None = None,
+    length_aware: bool = True,
 ) -> Reduction:
     """Select in time at one output of a model and sink the selection.
 
@@ -89,6 +90,8 @@ def reduce(
         window: rows that the model takes at most, for which costs are counted, where time is dynamic.
         index_name: what the input `lengths` or `row` is called instead.
         output_name: what the output is called instead.
+        length_aware: whether recurrent layers stop at the wanted row and columns behind it are left out, so that a short
+            history is cheap; otherwise all of the window is computed.
 
     Raises:
         ReductionError: the model does not run, or its inputs or output do not have these axes.
@@ -129,10 +132,10 @@ def reduce(
     emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
     _rebuild_shapes(graph, shapes, emitter)
     wanted = Layout(time=time_axis, batch=batch_axis)
-    found = analyse(graph, target, wanted, shapes, kind)
+    found = analyse(graph, target, wanted, shapes, kind, length_aware)
     while any(_distribute(node, shapes, emitter) for node in found.mixed):
         TopologicalSortPass()(model)
-        found = analyse(graph, target, wanted, shapes, kind)
+        found = analyse(graph, target, wanted, shapes, kind, length_aware)
     row = _rewrite(found, graph, target, wanted, emitter)
     # The name goes to the new output.
     name, target.name = output_name or str(target.name), f"{target.name}_every_row"
@@ -143,7 +146,7 @@ def reduce(
     answer.shape = ir.Shape(kept)
     graph.outputs[:] = [answer]
     graph.inputs.append(lengths)
-    trimmed = _trim(found, graph, answer, shapes, emitter)
+    trimmed = length_aware and _trim(found, graph, answer, shapes, emitter)
     narrow(model)
     _finish(model, answer, valid)
     after_shapes = Shapes(model, batch_axis, time_axis, window, last=(str(lengths.name), -1 if select == "row" else 0))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from build.reduce.emitter import without_learners
 from build.reduce.layout import Kind, Layout, Needs, Stop
-from build.reduce.rules import rule_for
+from build.reduce.rules import RECURRENT, rule_for
 from build.reduce.shapes import Shapes
 
 
@@ -61,8 +61,10 @@ class Analysis:
     mixed: list[ir.Node] = field(default_factory=list)
 
 
-def analyse(graph: ir.Graph, output: ir.Value, layout: Layout, shapes: Shapes, kind: Kind) -> Analysis:
-    """Walk the graph, whose nodes are in the order of computation."""
+def analyse(
+    graph: ir.Graph, output: ir.Value, layout: Layout, shapes: Shapes, kind: Kind, length_aware: bool = True
+) -> Analysis:
+    """Walk the graph, whose nodes are in the order of computation. length_aware: whether recurrent layers may stop early."""
     found = Analysis()
     rows: dict[ir.Value, list[Layout]] = {}
 
@@ -97,6 +99,8 @@ def analyse(graph: ir.Graph, output: ir.Value, layout: Layout, shapes: Shapes, k
         inside = wanted.layout
         if wanted.amount == "row" and inside is not None:
             try:
+                if node.op_type in RECURRENT and not length_aware:
+                    raise Stop("it is to compute the whole window")
                 needs = _needs(node, used, inside, shapes, kind)
             except Stop as stop:
                 reason = str(stop)

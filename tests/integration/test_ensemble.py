@@ -211,12 +211,42 @@ def test_nothing_asked_for_is_an_error(client: Client):
         client.predict(learner(3), probabilities=False)
 
 
-def test_the_row_can_be_selected_after_the_core_too(served: Served, tmp_path):
-    spec = served.spec.model_copy(update={"reduce": served.spec.reduce.model_copy(update={"where": "postprocess"})})
+WIDE = ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
+
+
+@pytest.mark.parametrize(
+    ("reduce", "wide"),
+    [({"where": "postprocess"}, ()), ({"where": "postprocess"}, WIDE), ({"length_aware": False}, WIDE)],
+    ids=["postprocess", "postprocess-int64", "whole-window-int64"],
+)
+def test_other_specs_answer_the_same(served: Served, tmp_path, reduce: dict[str, object], wide: tuple[str, ...]):
+    tensors = {name: getattr(served.spec.tensors, name).model_copy(update={"dtype": "INT64"}) for name in wide}
+    spec = served.spec.model_copy(
+        update={
+            "reduce": served.spec.reduce.model_copy(update=reduce),
+            "tensors": served.spec.tensors.model_copy(update=tensors),
+        }
+    )
     built = repository.build(spec, served.checkpoint, tmp_path / "models")
     with Server(built.folder, log=tmp_path / "server.log") as server, Client(server.grpc_url, spec=spec) as client:
         histories = [learner(n) for n in (1, 20, 512, 600)]
         for history, answer in zip(histories, client.predict(histories, next_problems=True), strict=True):
             assert np.abs(answer.probabilities - expected(served, history)).max() < 1e-5
+            assert not set(answer.next_problem_ids) & set(history.problem_ids)
         with pytest.raises(InvalidRequestError, match="learner 0 has 0 interactions; this model answers from 1 on"):
             client.predict(learner(0))
+
+
+def test_proposals_are_computed_for_those_who_ask(served: Served, client: Client):
+    def runs(step: str) -> int:
+        with grpcclient.InferenceServerClient(served.server.grpc_url) as channel:
+            (model,) = channel.get_inference_statistics(step, as_json=True)["model_stats"]
+        return int(model.get("inference_count", 0))
+
+    before = [runs(step) for step in ("postprocess", "propose")]
+    client.predict(learner(20))
+    assert [runs(step) for step in ("postprocess", "propose")] == [before[0] + 1, before[1]]
+    client.predict(learner(20), probabilities=False, next_problems=True)
+    assert [runs(step) for step in ("postprocess", "propose")] == [before[0] + 1, before[1] + 1]
+    client.predict(learner(20), next_problems=True)
+    assert [runs(step) for step in ("postprocess", "propose")] == [before[0] + 2, before[1] + 2]

@@ -47,11 +47,11 @@ def test_the_queue_delay_is_the_cores_alone(spec):
     assert configs["core"].dynamic_batching.max_queue_delay_microseconds == 700
     assert configs["core"].instance_group[0].count == 2
     assert configs["core"].instance_group[0].kind == ModelInstanceGroup.KIND_GPU
-    for step in ("preprocess", "postprocess"):
+    for step in config.PYTHON_STEPS:
         assert configs[step].dynamic_batching.max_queue_delay_microseconds == 0
 
 
-@pytest.mark.parametrize("step", ["preprocess", "postprocess"])
+@pytest.mark.parametrize("step", config.PYTHON_STEPS)
 def test_steps_import_what_a_stock_container_has(step):
     tree = ast.parse((ROOT / "models" / step / "1" / "model.py").read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

@@ -14,6 +14,23 @@ def test_sigmoid_is_finite_and_right(postprocess, logits):
 
 
 @given(
+    hnp.arrays(np.float32, (3, 8), elements=st.floats(width=32)),
+    st.sampled_from([None, np.nan, np.inf, -np.inf]),
+    st.integers(0, 2),
+)
+def test_damage_is_what_is_not_finite(postprocess, logits, bad, learner):
+    if bad is not None:
+        logits[learner, 5] = bad
+    wrong = ~np.isfinite(logits)
+    message = postprocess.damage(logits)
+    if not wrong.any():
+        assert message is None  # sums of large numbers may overflow and are no damage
+        return
+    first = int(wrong.any(axis=1).argmax())
+    assert f"answered {wrong[first].sum()} values that are not finite for learner {first}:" in message
+
+
+@given(
     # Few distinct values, so that ties are common.
     hnp.arrays(np.float32, st.integers(5, 30), elements=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])),
     st.lists(st.integers(-1, 4), max_size=12),

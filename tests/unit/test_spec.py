@@ -30,6 +30,11 @@ def test_the_default_spec_is_the_served_contract():
         ('name = "knowledge_tracing"', 'name = "../up"', "model.name = '../up'"),
         ("logits = {", 'logits = { name = "lengths", ', "two tensors are named 'lengths'"),
         ("opset = 18", "opset = 9", "export.opset = 9"),
+        (
+            'responses = { dtype = "INT32"',
+            'responses = { dtype = "FP32"',
+            "tensors.responses.dtype is FP32; allowed is INT32",
+        ),
         ("[parity]", "[parity", "is not a TOML file"),
         ("instances = 1", "instances = -1", "steps.preprocess.instances = -1"),
     ],

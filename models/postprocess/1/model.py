@@ -1,10 +1,13 @@
-"""Last step of the ensemble: turns logits into probabilities and proposes the next problems.
+"""Last step of the ensemble, in two models: `postprocess` answers probabilities, `propose` the next problems.
+
+Triton asks a step for all of its outputs, whatever the client asked for, and leaves out a step of which nothing is wanted.
+As models of their own, side by side behind the core, proposals cost only those who ask for them.
 
 Tensors are taken by their order in config.pbtxt, so the names stay the spec's business:
-    inputs   logits FP32 [batch, problems], problem_ids INT32 [batch, any] as the client sent them;
-             where the core answers every row: logits FP32 [batch, window, problems] and lengths INT32 [batch] as third
-    outputs  probabilities FP32 [batch, problems], next_problem_ids INT32 [batch, k],
-             next_problem_probabilities FP32 [batch, k]; the last two are computed only for requests that ask for them
+    inputs   logits FP32 [batch, problems]; for proposals, problem_ids INT32 or INT64 [batch, any] as the client sent them;
+             where the core answers every row, logits FP32 [batch, window, problems] and at last lengths INT32 [batch]
+    outputs  probabilities FP32 [batch, problems]; or next_problem_ids INT32 [batch, k] and
+             next_problem_probabilities FP32 [batch, k]
 """
 
 import json
@@ -20,6 +23,22 @@ def sigmoid(logits):
         np.exp(probabilities, out=probabilities)
     probabilities += 1
     return np.reciprocal(probabilities, out=probabilities)
+
+
+def damage(logits):
+    """What is wrong with logits FP32 [batch, problems] that are not all finite numbers; None where all are."""
+    # One pass, without a temporary: a NaN or an infinity stays in a sum. So does an overflow, which is why it only suspects.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(logits.sum()):
+            return None
+    for learner, row in enumerate(logits):
+        count = int((~np.isfinite(row)).sum())
+        if count:
+            return (
+                f"the core answered {count} values that are not finite for learner {learner}: "
+                "its weights or its arithmetic are damaged"
+            )
+    return None
 
 
 def next_problems(probabilities, answered, target, count):
@@ -50,40 +69,27 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         self.input_names = tuple(tensor["name"] for tensor in config["input"])
-        self.probabilities, self.next_ids, self.next_probabilities = (t["name"] for t in config["output"])
-        self.count = int(config["output"][1]["dims"][0])
-        self.target = float(config["parameters"]["target_success_rate"]["string_value"])
+        self.output_names = tuple(tensor["name"] for tensor in config["output"])
+        target = config["parameters"].get("target_success_rate")
+        self.proposes = target is not None
+        if self.proposes:
+            self.target = float(target["string_value"])
+            self.count = int(config["output"][0]["dims"][0])
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):
-        logits, problem_ids, *lengths = (
-            pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names
+        logits, *others = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names)
+        if logits.ndim > 2:
+            logits = logits[np.arange(len(logits)), others[-1].reshape(-1) - 1]
+        wrong = damage(logits)
+        if wrong:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(wrong, pb_utils.TritonError.INTERNAL))
+        outputs = [sigmoid(logits)]
+        if self.proposes:
+            proposals = [next_problems(*learner, self.target, self.count) for learner in zip(outputs[0], others[0])]
+            outputs = [np.stack(column) for column in zip(*proposals)]
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, outputs)]
         )
-        if lengths:
-            logits = logits[np.arange(len(logits)), lengths[0].reshape(-1) - 1]
-        finite = np.isfinite(logits).all(axis=1)
-        if not finite.all():
-            learner = int(np.argmin(finite))
-            count = int((~np.isfinite(logits[learner])).sum())
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(
-                    f"the core answered {count} values that are not finite for learner {learner}: "
-                    "its weights or its arithmetic are damaged",
-                    pb_utils.TritonError.INTERNAL,
-                )
-            )
-        probabilities = sigmoid(logits)
-        wanted = request.requested_output_names()
-        outputs = []
-        if self.probabilities in wanted:
-            outputs.append(pb_utils.Tensor(self.probabilities, probabilities))
-        if self.next_ids in wanted or self.next_probabilities in wanted:
-            proposals = [
-                next_problems(row, answered, self.target, self.count)
-                for row, answered in zip(probabilities, problem_ids)
-            ]
-            ids, chances = (np.stack(column) for column in zip(*proposals))
-            outputs += [pb_utils.Tensor(self.next_ids, ids), pb_utils.Tensor(self.next_probabilities, chances)]
-        return pb_utils.InferenceResponse(outputs)

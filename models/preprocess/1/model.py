@@ -1,8 +1,8 @@
 """First step of the ensemble: checks learners' histories and hands the core windows of one of a few widths.
 
 Tensors are taken by their order in config.pbtxt, so the names stay the spec's business:
-    inputs   problem_ids INT32 [batch, any], responses INT32 [batch, any]
-    outputs  recent_problem_ids INT32 [batch, window], recent_responses INT32 [batch, window], lengths INT32 [batch, 1]
+    inputs   problem_ids, responses INT32 or INT64 [batch, any]
+    outputs  recent_problem_ids, recent_responses [batch, window], of the types in config.pbtxt; lengths INT32 [batch, 1]
 """
 
 import json
@@ -17,8 +17,8 @@ def check(problem_ids, responses, problems, shortest_history=0, names=("problem_
     """Count the interactions of every learner, or say what is wrong with the request.
 
     Args:
-        problem_ids: INT32 [batch, time], 0 to problems - 1, oldest first, -1 only after the last interaction.
-        responses: INT32 [batch, time], 0 or 1, -1 exactly where problem_ids is -1.
+        problem_ids: INT32 or INT64 [batch, time], 0 to problems - 1, oldest first, -1 only after the last interaction.
+        responses: of the same shape, 0 or 1, -1 exactly where problem_ids is -1.
         problems: how many problems the model knows.
         shortest_history: interactions that a learner needs at least.
         names: what the two tensors are called in messages.
@@ -38,8 +38,22 @@ def check(problem_ids, responses, problems, shortest_history=0, names=("problem_
             "both need the same [learners, interactions]"
         )
     # As unsigned numbers every negative is far above any limit: one comparison a tensor instead of two.
-    known = problem_ids.view(np.uint32) < problems
-    answered = responses.view(np.uint32) <= 1
+    ids, answers = (values.view(f"u{values.itemsize}") for values in (problem_ids, responses))
+    if ids.size and ids.max() < problems and answers.max() <= 1:
+        lengths = np.full(len(ids), ids.shape[1], np.int32)  # the usual request: no padding, nothing wrong
+    else:
+        lengths = _count(problem_ids, responses, ids < problems, answers <= 1, problems, names)
+    if lengths.min() < shortest_history:
+        learner = int((lengths < shortest_history).argmax())
+        raise ValueError(
+            f"{ids_name}: learner {learner} has {lengths[learner]} interactions; this model answers from "
+            f"{shortest_history} on"
+        )
+    return lengths
+
+
+def _count(problem_ids, responses, known, answered, problems, names):
+    """`check` for requests with padding or with something wrong in them."""
     lengths = known.sum(axis=1, dtype=np.int32)
     before_padding = np.arange(problem_ids.shape[1]) < lengths[:, None]
     padding = (problem_ids == PADDING) & (responses == PADDING)
@@ -47,13 +61,6 @@ def check(problem_ids, responses, problems, shortest_history=0, names=("problem_
     if not right.all():
         learner, position = np.argwhere(~right)[0]
         raise ValueError(_explain(problem_ids[learner], responses[learner], learner, position, problems, names))
-    too_short = lengths < shortest_history
-    if too_short.any():
-        learner = too_short.argmax()
-        raise ValueError(
-            f"{ids_name}: learner {learner} has {lengths[learner]} interactions; this model answers from "
-            f"{shortest_history} on"
-        )
     return lengths
 
 
@@ -78,24 +85,26 @@ def _explain(problem_ids, responses, learner, position, problems, names):
     )
 
 
-def recent(values, lengths, window):
+def recent(values, lengths, window, dtype=np.int32):
     """The most recent `window` valid entries of every learner, oldest first, then zeros.
 
     Zero and not -1: the core looks embeddings up for padding too, before `lengths` makes it ignore them.
 
     Args:
-        values: INT32 [batch, time], valid up to `lengths` [batch].
+        values: INT32 or INT64 [batch, time], valid up to `lengths` [batch], -1 behind.
 
     Returns:
-        INT32 [batch, window].
+        [batch, window], of `dtype`.
     """
     batch, time = values.shape
-    if time == 0:
-        return np.zeros((batch, window), np.int32)
+    kept = np.zeros((batch, window), dtype)
+    if time <= window:
+        np.maximum(values, 0, out=kept[:, :time], casting="same_kind")
+        return kept
     columns = np.maximum(lengths - window, 0)[:, None] + np.arange(window)
-    taken = np.take_along_axis(values, np.minimum(columns, time - 1), axis=1)
-    taken[columns >= lengths[:, None]] = 0
-    return taken
+    kept[:] = np.take_along_axis(values, columns, axis=1)
+    kept[columns >= lengths[:, None]] = 0
+    return kept
 
 
 def narrowest(widths, longest):
@@ -108,6 +117,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.input_names = tuple(tensor["name"] for tensor in config["input"])
         self.output_names = tuple(tensor["name"] for tensor in config["output"])
+        self.types = [pb_utils.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"][:2]]
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.widths = [int(width) for width in parameters["widths"].split(",")]
         self.problems = int(parameters["problems"])
@@ -126,7 +136,7 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(e), pb_utils.TritonError.INVALID_ARG))
         valid = np.minimum(lengths, self.widths[-1])
         width = narrowest(self.widths, valid.max())
-        outputs = (recent(problem_ids, lengths, width), recent(responses, lengths, width), valid[:, None])
+        windows = (recent(values, lengths, width, dtype) for values, dtype in zip((problem_ids, responses), self.types))
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, outputs)]
+            [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, (*windows, valid[:, None]))]
         )
