@@ -11,6 +11,9 @@ NETWORK ?=
 FACTORY ?=
 MODELS ?=
 SERVED ?=
+RUNGS ?=
+QUICK ?=
+PUBLISH ?=
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
@@ -24,7 +27,7 @@ TARGET := $(MODEL) $(if $(OUT),--out '$(OUT)')
 OWN := $(if $(FACTORY),--factory '$(FACTORY)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train evaluate repo serve test test-unit lint clean
+.PHONY: help setup demo train evaluate repo serve bench test test-unit lint clean
 
 help: ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -51,6 +54,10 @@ repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECK
 serve: $(SETUP) ## serve the repository on this machine until Ctrl-C [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
 	@$(BIN)/python -m build serve $(TARGET) $(OWN) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 DATA= NETWORK=]
+	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
+		$(if $(PUBLISH),--publish)
 
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
 	$(BIN)/python -m pytest

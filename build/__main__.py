@@ -1,4 +1,4 @@
-"""Command line of `build`: train, repo, reduce, serve, demo, evaluate."""
+"""Command line of `build`: train, repo, reduce, serve, demo, evaluate, bench."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from build.progress import bar, console
+from build import ARTIFACTS, ROOT
+from build.progress import answers, bar, board, console
 from build.workspace import Workspace, open_workspace
 from ensemble.command import run
 from ensemble.spec import DEFAULT_SPEC
@@ -39,6 +40,7 @@ Factory = Annotated[
 Learners = Annotated[int | None, typer.Option("--learners", min=10, help="Use so many learners only")]
 Budget = Annotated[float, typer.Option("--budget", min=1.0, help="Seconds of training")]
 
+PUBLISHED = ROOT / "build" / "bench" / "published"  # what the README shows
 TRAINING_S = 60.0
 EVALUATION_TRAINING_S = 300.0
 
@@ -189,6 +191,52 @@ def evaluate(
         curves[name] = labels, probabilities
     evaluation.show(done)
     for path in evaluation.save(done, curves, workspace.checkpoint.parent.parent):
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def bench(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    data: DataFolder = None,
+    learners: Learners = None,
+    network: NetworkName = None,
+    factory: Factory = None,
+    rungs: Annotated[
+        str | None, typer.Option("--rungs", help="Which, e.g. 0,1,4-8,floor [default: all of them]")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds, only concurrency 1 and 16")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Write picture and table into the repository")] = False,
+) -> None:
+    """Climb from the naive deployment to this one on this machine, and show where each millisecond goes."""
+    from build.bench import ladder, report
+    from build.bench.rung import select
+
+    chosen = select(rungs)
+    # The served repository stays as it is: every rung is built in a folder of its own.
+    workspace = open_workspace(spec, checkpoint, None, data, learners, network, factory)
+    if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
+        _train(workspace)
+    folder = ARTIFACTS / "bench" / workspace.spec.network.type
+    settings = ladder.Settings.quick() if quick else ladder.Settings()
+    climb = ladder.Climb(workspace, chosen, settings, folder)
+    with ExitStack() as stack:
+        with bar("build and start the rungs") as update:
+            stack.enter_context(climb.ready(update))
+        with board("climb") as (update, show):
+            climb.climb(update, lambda: show(report.table(climb.report())))
+    found = climb.report()
+    ladder.save(found, folder / "ladder.json")
+    written = [folder / "ladder.json", *report.draw(found, folder)]
+    if publish:
+        ladder.save(found, PUBLISHED / "ladder.json")
+        pictures = report.draw(found, PUBLISHED)
+        report.publish(ROOT / "README.md", report.section(found, str(pictures[0].relative_to(ROOT))))
+        written += [PUBLISHED / "ladder.json", *pictures, ROOT / "README.md"]
+    answers().print(report.table(found))
+    for line in report.lines(found):
+        answers().print(line, highlight=False)
+    for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 

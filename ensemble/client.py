@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from ensemble.errors import DeadlineExceededError, InvalidRequestError, ServingError, UnavailableError
 from ensemble.history import PADDING, History, pad
+from ensemble.shared_memory import SharedMemory
 from ensemble.spec import Spec
 
 DEFAULT_URL = "127.0.0.1:8001"
@@ -63,9 +64,10 @@ class Tls:
 
 @dataclass(frozen=True)
 class _Request:
-    """Keyword arguments of tritonclient's infer, for the learners from number `first` on."""
+    """Keyword arguments of tritonclient's infer, for so many learners from number `first` on."""
 
     first: int
+    learners: int
     arguments: dict[str, Any]
 
 
@@ -85,31 +87,47 @@ class _Protocol:
         self.deadline_s = deadline_s
         self.retries = retries
         self._connection = _connection(tls)
+        tensors = self.spec.tensors
+        self._outputs = (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities)
 
-    def requests(self, histories: Sequence[History], probabilities: bool, next_problems: bool) -> Iterator[_Request]:
-        """One request for every max_batch_size learners."""
+    def requests(
+        self,
+        histories: Sequence[History],
+        probabilities: bool,
+        next_problems: bool,
+        memory: SharedMemory | None = None,
+    ) -> Iterator[_Request]:
+        """One request for every max_batch_size learners; with memory, each is to be answered before the next is made."""
         tensors, size = self.spec.tensors, self.spec.batching.max_batch_size
         wanted = [tensors.probabilities] if probabilities else []
         wanted += [tensors.next_problem_ids, tensors.next_problem_probabilities] if next_problems else []
         if not wanted:
             raise InvalidRequestError("nothing is asked for; set probabilities or next_problems", "INVALID_ARGUMENT")
         for start in range(0, len(histories), size):
-            inputs = []
-            for tensor, values in zip(
-                (tensors.problem_ids, tensors.responses), pad(histories[start : start + size]), strict=True
-            ):
-                inputs.append(grpcclient.InferInput(tensor.name, list(values.shape), tensor.dtype))
-                inputs[-1].set_data_from_numpy(values.astype(triton_to_np_dtype(tensor.dtype), copy=False))
-            outputs = [grpcclient.InferRequestedOutput(tensor.name) for tensor in wanted]
-            yield _Request(start, {"model_name": self.spec.model.name, "inputs": inputs, "outputs": outputs})
+            padded = pad(histories[start : start + size])
+            inputs, values = [], []
+            for tensor, value in zip((tensors.problem_ids, tensors.responses), padded, strict=True):
+                inputs.append(grpcclient.InferInput(tensor.name, list(value.shape), tensor.dtype))
+                values.append(value.astype(triton_to_np_dtype(tensor.dtype), copy=False))
+            learners = len(values[0])
+            if memory is None or not memory.place(inputs, values):
+                for given, value in zip(inputs, values, strict=True):
+                    given.set_data_from_numpy(value)
+            outputs = [
+                grpcclient.InferRequestedOutput(tensor.name) if memory is None else memory.wanted(tensor, learners)
+                for tensor in wanted
+            ]
+            arguments = {"model_name": self.spec.model.name, "inputs": inputs, "outputs": outputs}
+            yield _Request(start, learners, arguments)
 
-    def predictions(self, histories: Sequence[History], answers: Sequence[Any]) -> list[Prediction]:
-        """Every learner's share of the answers, in the histories' order."""
-        tensors = self.spec.tensors
-        names = (tensors.probabilities.name, tensors.next_problem_ids.name, tensors.next_problem_probabilities.name)
+    def columns(self, answer: Any) -> list[np.ndarray | None]:
+        """A reply's probabilities, next problems and their probabilities, [learners, ...]; None if not asked for."""
+        return [answer.as_numpy(tensor.name) for tensor in self._outputs]
+
+    def predictions(self, histories: Sequence[History], answers: Sequence[list[np.ndarray | None]]) -> list[Prediction]:
+        """Every learner's share of the answers' columns, in the histories' order."""
         rows: list[tuple[Any, ...]] = []
-        for answer in answers:
-            columns = [answer.as_numpy(name) for name in names]
+        for columns in answers:
             learners = next(len(column) for column in columns if column is not None)
             rows += zip(*(column if column is not None else [None] * learners for column in columns), strict=True)
         return [_prediction(h.learner, *row) for h, row in zip(histories, rows, strict=True)]
@@ -145,7 +163,9 @@ class _Protocol:
 
 
 class Client(_Protocol):
-    """A blocking client; one channel for its whole life.
+    """A blocking client; one channel for its whole life, which threads may share.
+
+    With shared_memory, on the server's host, tensors do not go through the socket; such a client belongs to one thread.
 
     Example:
         with Client("127.0.0.1:8001") as client:
@@ -167,9 +187,17 @@ class Client(_Protocol):
         deadline_s: float = 10.0,
         retries: int = 3,
         tls: Tls | None = None,
+        shared_memory: bool = False,
     ) -> None:
         super().__init__(url, spec, deadline_s, retries, tls)
         self._channel = grpcclient.InferenceServerClient(url, **self._connection)
+        self._memory = None
+        if shared_memory:
+            try:
+                self._memory = SharedMemory(self._channel, self.spec)
+            except InferenceServerException as e:
+                self._channel.close()
+                self.fail(e)
 
     def __enter__(self) -> Client:
         return self
@@ -181,7 +209,11 @@ class Client(_Protocol):
 
     def close(self) -> None:
         """Close the channel."""
-        self._channel.close()
+        try:
+            if self._memory is not None:
+                self._memory.close()
+        finally:
+            self._channel.close()
 
     @overload
     def predict(
@@ -207,8 +239,8 @@ class Client(_Protocol):
         """Ask for one learner, or for many of unequal history; only what is asked for is computed and sent."""
         histories = [history] if isinstance(history, History) else history
         deadline = self.deadline(deadline_s)
-        requests = self.requests(histories, probabilities, next_problems)
-        predictions = self.predictions(histories, [self._infer(request, deadline) for request in requests])
+        requests = self.requests(histories, probabilities, next_problems, self._memory)
+        predictions = self.predictions(histories, [self._ask(request, deadline) for request in requests])
         return predictions[0] if isinstance(history, History) else predictions
 
     def status(self) -> Status:
@@ -223,6 +255,13 @@ class Client(_Protocol):
         except InferenceServerException as e:
             self.fail(e)
         return _summary(live, ready, model_ready, server, metadata)
+
+    def _ask(self, request: _Request, deadline: float) -> list[np.ndarray | None]:
+        answer = self._infer(request, deadline)
+        if self._memory is None:
+            return self.columns(answer)
+        asked = {output.name() for output in request.arguments["outputs"]}
+        return [self._memory.read(t, request.learners) if t.name in asked else None for t in self._outputs]
 
     def _infer(self, request: _Request, deadline: float) -> Any:
         tries = 0
@@ -292,7 +331,7 @@ class AsyncClient(_Protocol):
         deadline = self.deadline(deadline_s)
         requests = self.requests(histories, probabilities, next_problems)
         answers = await asyncio.gather(*(self._infer(request, deadline) for request in requests))
-        predictions = self.predictions(histories, answers)
+        predictions = self.predictions(histories, [self.columns(answer) for answer in answers])
         return predictions[0] if isinstance(history, History) else predictions
 
     async def status(self) -> Status:

@@ -1,0 +1,144 @@
+"""How a client asks, on each rung: learners in, each one's probabilities out. A caller belongs to one thread."""
+
+from __future__ import annotations
+
+import http
+import http.client
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+import tritonclient.http as httpclient
+from tritonclient.utils import triton_to_np_dtype
+
+from build.bench.rung import NAIVE, Rung
+from build.server import Server
+from ensemble import config
+from ensemble.client import Client
+from ensemble.errors import ServingError
+from ensemble.history import History, pad
+from ensemble.spec import Spec, Tensor
+
+HEADER_LENGTH = "Inference-Header-Content-Length"  # of Triton's HTTP protocol: where JSON ends and tensors begin
+TIMEOUT_S = 120.0  # the naive rungs' queues are long
+
+
+class Caller(Protocol):
+    """A connection that answers learners."""
+
+    def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
+        """FP32 [problems] for each of `histories`, in one request."""
+        ...
+
+    def close(self) -> None:
+        """End the connection."""
+        ...
+
+
+class EnsembleClient:
+    """The project's own client, over gRPC or with tensors in shared memory."""
+
+    def __init__(self, url: str, spec: Spec, shared_memory: bool = False) -> None:
+        self._client = Client(url, spec=spec, deadline_s=TIMEOUT_S, shared_memory=shared_memory)
+
+    def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
+        return [prediction.probabilities for prediction in self._client.predict(histories)]  # type: ignore[misc]
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _Http:
+    """Triton's HTTP protocol with binary tensors: tritonclient writes and reads the bodies.
+
+    Its own transport is gevent's, whose connections belong to the thread that used them first.
+    """
+
+    def __init__(self, url: str, spec: Spec) -> None:
+        self._connection = http.client.HTTPConnection(url, timeout=TIMEOUT_S)
+        self._spec = spec
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _infer(self, model: str, inputs: list[Any], wanted: Tensor) -> np.ndarray:
+        outputs = [httpclient.InferRequestedOutput(wanted.name)]
+        body, header_length = httpclient.InferenceServerClient.generate_request_body(inputs, outputs=outputs)
+        headers = {HEADER_LENGTH: str(header_length)}
+        self._connection.request("POST", f"/v2/models/{model}/infer", body, headers)
+        response = self._connection.getresponse()
+        content = response.read()
+        if response.status != http.HTTPStatus.OK:
+            raise ServingError(content.decode(errors="replace"), str(response.status))
+        length = int(response.headers[HEADER_LENGTH])
+        parsed = httpclient.InferenceServerClient.parse_response_body(content, header_length=length)
+        return parsed.as_numpy(wanted.name)
+
+
+class EnsembleHttp(_Http):
+    """The ensemble over HTTP."""
+
+    def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
+        tensors = self._spec.tensors
+        inputs = _inputs(httpclient, (tensors.problem_ids, tensors.responses), pad(histories))
+        return list(self._infer(self._spec.model.name, inputs, tensors.probabilities))
+
+
+class NaiveHttp(_Http):
+    """The whole model over HTTP: windows are padded here, every row comes back, and the wanted one is taken here."""
+
+    def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
+        tensors = self._spec.tensors
+        *values, lengths = windows(histories, self._spec.model.window)
+        inputs = _inputs(httpclient, (tensors.recent_problem_ids, tensors.recent_responses), values)
+        answer = self._infer(NAIVE, inputs, tensors.all_logits)
+        rows = answer[np.arange(len(lengths)), lengths[:, 0] - 1]
+        return list(1 / (1 + np.exp(-rows)))
+
+
+class CoreClient:
+    """The core alone over gRPC; its input is ready and its logits stay as they are."""
+
+    def __init__(self, url: str, spec: Spec) -> None:
+        self._client = grpcclient.InferenceServerClient(url)
+        self._spec = spec
+
+    def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
+        tensors = self._spec.tensors
+        longest = min(max(map(len, histories)), self._spec.model.window)
+        width = next(width for width in self._spec.model.widths if width >= longest)
+        named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)
+        inputs = _inputs(grpcclient, named, windows(histories, width))
+        wanted = [grpcclient.InferRequestedOutput(tensors.logits.name)]
+        answer = self._client.infer(config.CORE, inputs, outputs=wanted, client_timeout=TIMEOUT_S)
+        return list(answer.as_numpy(tensors.logits.name))
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def connect(rung: Rung, server: Server, spec: Spec) -> Caller:
+    """A caller of the rung's kind."""
+    if rung.part == "core":
+        return CoreClient(server.grpc_url, spec)
+    if rung.transport == "http":
+        return (NaiveHttp if rung.part == "naive" else EnsembleHttp)(server.http_url, spec)
+    return EnsembleClient(server.grpc_url, spec, shared_memory=rung.transport == "shared memory")
+
+
+def windows(histories: Sequence[History], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Histories as the core gets them: problem ids and responses INT32 [learners, width], lengths INT32 [learners, 1]."""
+    recent = [History(h.learner, h.problem_ids[-width:], h.responses[-width:]) for h in histories]
+    values = [np.zeros((len(recent), width), np.int32) for _ in range(2)]
+    for value, given in zip(values, pad(recent), strict=True):
+        np.maximum(given, 0, out=value[:, : given.shape[1]])
+    return values[0], values[1], np.array([[len(h)] for h in recent], np.int32)
+
+
+def _inputs(client: Any, tensors: Sequence[Tensor], values: Sequence[np.ndarray]) -> list[Any]:
+    inputs = []
+    for tensor, value in zip(tensors, values, strict=True):
+        inputs.append(client.InferInput(tensor.name, list(value.shape), tensor.dtype))
+        inputs[-1].set_data_from_numpy(value.astype(triton_to_np_dtype(tensor.dtype), copy=False))
+    return inputs

@@ -1,0 +1,327 @@
+"""Climbing: every rung measured in turns, round by round, so that whatever the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+
+from build.bench import load, machine, statistic
+from build.bench.caller import Caller, connect
+from build.bench.local import BATCHES, Local, LocalError
+from build.bench.rung import NAIVE, Rung, Variant, build, candidates, names, variants
+from build.server import Server
+from build.workspace import Workspace
+from ensemble import config
+from ensemble.history import History
+from ensemble.spec import Spec
+
+MIX = "mix"
+MIXED = 64  # learners that are drawn for the mix of lengths
+FULL_WINDOWS = 8  # learners of a full window, asked in turns
+Progress = Callable[[float | None, str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long is measured: rounds, seconds a turn, concurrencies, seconds a turn of a candidate when tuning."""
+
+    rounds: int = 8
+    turn_s: float = 0.6
+    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16)
+    tuning_s: float = 1.5
+
+    @classmethod
+    def quick(cls) -> Settings:
+        """For about two minutes, builds and server starts included once they are cached."""
+        return cls(rounds=3, turn_s=0.3, concurrencies=(1, 16), tuning_s=0.5)
+
+
+@dataclass
+class Cell:
+    """What one rung did under one load: a list entry a round."""
+
+    latencies_ms: list[list[float]] = field(default_factory=list)
+    client_ms: list[list[float]] = field(default_factory=list)
+    throughputs: list[float] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+    wire_bytes: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """p50, p95 and the interval of p50 in milliseconds, learners a second, and the parts, which add up to p50."""
+        calls = [value for turn in self.latencies_ms for value in turn]
+        rounds = [statistics.median(turn) for turn in self.latencies_ms]
+        p50 = statistics.median(calls)
+        found: dict[str, Any] = {
+            "p50_ms": p50,
+            "p95_ms": float(np.percentile(calls, 95)),
+            "interval_ms": statistic.interval(rounds),
+            "rounds_ms": rounds,
+            "calls": len(calls),
+            "throughput": statistics.median(self.throughputs),
+            "throughput_rounds": self.throughputs,
+        }
+        if self.parts:
+            phases = {key: statistics.median(turn.get(key, 0.0) for turn in self.parts) for key in self.parts[0]}
+            client = statistics.median(value for turn in self.client_ms for value in turn)
+            outside = p50 - sum(phases.values())
+            found["parts_ms"] = {"client": client, "wire": outside - client, **phases}
+            found["wire_and_client_ms"] = outside
+        if self.wire_bytes:
+            found["wire_bytes"] = statistics.median(self.wire_bytes)
+        return found
+
+
+class Climb:
+    """One run: servers and processes that stand ready, and what was measured of them so far."""
+
+    def __init__(self, workspace: Workspace, rungs: Sequence[Rung], settings: Settings, folder: Path) -> None:
+        self.workspace = workspace
+        self.settings = settings
+        self.folder = folder
+        self.rungs = [_possible(rung, workspace) for rung in rungs]
+        self.tuning: list[dict[str, Any]] = []
+        self.batches: dict[int, list[float]] = {}
+        self.cells: dict[tuple[str, str, int], Cell] = {}
+        self._servers: dict[str, Server] = {}
+        self._specs: dict[str, Spec] = {}
+        self._statistics: dict[str, grpcclient.InferenceServerClient] = {}
+        self._locals: dict[str, Local] = {}
+        self._callers: dict[tuple[str, int], list[Caller]] = {}
+        self.loads = {str(workspace.spec.model.window): _full(workspace.spec), MIX: _mix(workspace)}
+
+    @contextmanager
+    def ready(self, progress: Progress) -> Iterator[None]:
+        """Everything built, tuned and started."""
+        with ExitStack() as stack:
+            wanted = names(self.rungs)
+            made = variants(self.workspace.spec)
+            if "tuned" in wanted:
+                progress(None, "tune instances and threads")
+                made["tuned"] = Variant(self._tune(progress))
+            for name in wanted:
+                progress(None, f"build and start: {name}")
+                repository = build(made[name], self.workspace.checkpoint, self.folder / name)
+                log = self.folder / f"{name}.log"
+                server = stack.enter_context(Server(repository, log=log, waiting=lambda: progress(None, "")))
+                self._servers[name], self._specs[name] = server, made[name].spec
+                self._statistics[name] = grpcclient.InferenceServerClient(server.grpc_url)
+                stack.callback(self._statistics[name].close)
+            core = build(made["length"], self.workspace.checkpoint, self.folder / "length")
+            for rung in [rung for rung in self.rungs if rung.local]:
+                assert rung.local is not None
+                progress(None, f"start: {rung.name}")
+                try:
+                    local = Local(
+                        rung.local,
+                        self.workspace.spec_file,
+                        self.workspace.checkpoint,
+                        core / config.CORE / "1" / "model.onnx",
+                    )
+                except LocalError as e:
+                    self.rungs[self.rungs.index(rung)] = replace(rung, skipped=str(e))
+                    continue
+                stack.callback(local.close)
+                self._locals[rung.name] = local
+            stack.callback(self._disconnect)
+            yield
+
+    def climb(self, progress: Progress, shown: Callable[[], None] = lambda: None) -> None:
+        """Measure, round by round; `shown` is called whenever a round is complete."""
+        cells = [
+            (rung, kind, concurrency)
+            for kind in self.loads
+            for concurrency in self.settings.concurrencies
+            for rung in self.rungs
+            if rung.skipped is None and (rung.local is None or concurrency == 1)
+        ]
+        floor = next((rung for rung in self.rungs if rung.local == "onnxruntime" and rung.skipped is None), None)
+        for number in range(self.settings.rounds):
+            # Another one goes first in every round: none is always measured behind the same neighbour's heat.
+            shift = number * len(cells) // self.settings.rounds
+            for done, (rung, kind, concurrency) in enumerate(cells[shift:] + cells[:shift]):
+                progress((number + done / len(cells)) / self.settings.rounds, f"{rung.name}, {kind} x {concurrency}")
+                cell = self.cells.setdefault((rung.name, kind, concurrency), Cell())
+                if rung.local:
+                    self._time_local(rung, kind, cell)
+                else:
+                    self._time_served(rung, kind, concurrency, cell, first=number == 0)
+            if floor is not None:
+                self._time_batches(floor)
+            shown()
+
+    def report(self) -> dict[str, Any]:
+        """Everything measured, as it goes into the JSON file."""
+        spec = self.workspace.spec
+        return {
+            "machine": machine.describe(),
+            "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+            "model": {
+                "network": spec.network.type,
+                "problems": spec.model.problems,
+                "window": spec.model.window,
+                "learners": "real" if self.workspace.data else "simulated",
+                "mix_median": int(np.median([len(h) for h in self.loads[MIX]])),
+            },
+            "settings": {
+                "rounds": self.settings.rounds,
+                "turn_s": self.settings.turn_s,
+                "concurrencies": list(self.settings.concurrencies),
+            },
+            "tuning": self.tuning,
+            "onnxruntime_batches_ms": {str(size): statistics.median(times) for size, times in self.batches.items()},
+            "rungs": [self._reported(rung) for rung in self.rungs],
+        }
+
+    def _reported(self, rung: Rung) -> dict[str, Any]:
+        loads: dict[str, dict[str, Any]] = {}
+        for (name, kind, concurrency), cell in self.cells.items():
+            if name == rung.name and cell.latencies_ms:
+                loads.setdefault(kind, {})[str(concurrency)] = cell.summary()
+        found: dict[str, Any] = {
+            "number": rung.number,
+            "name": rung.name,
+            "change": rung.change,
+            "transport": None if rung.local else rung.transport,
+            "skipped": rung.skipped,
+            "loads": loads,
+        }
+        if rung.variant and rung.variant in self._specs:
+            found["hops_bytes"] = hops(self._specs[rung.variant], rung)
+        return found
+
+    def _tune(self, progress: Progress) -> Spec:
+        """The candidate of the highest throughput at 16 among those whose p50 at 1 is within a tenth of the lowest."""
+        tried = []
+        full = self.loads[str(self.workspace.spec.model.window)]
+        for spec in candidates(self.workspace.spec, quick=self.settings.rounds < 8):
+            steps = spec.steps
+            told = f"core {steps.core.instances} x {steps.core.intra_op_threads} threads"
+            told += f", steps x {steps.preprocess.instances}"
+            progress(None, f"tune: {told}")
+            repository = build(Variant(spec), self.workspace.checkpoint, self.folder / "tuned")
+            rung = Rung("8", "tuned", "")
+            with Server(repository, log=self.folder / "tuned.log") as server, ExitStack() as stack:
+                callers = [connect(rung, server, spec) for _ in range(16)]
+                for caller in callers:
+                    stack.callback(caller.close)
+                load.run(callers, full, 1, 0.2)
+                latency = statistics.median(load.run(callers[:1], full, 1, self.settings.tuning_s).latencies_ms)
+                throughput = load.run(callers, full, 1, self.settings.tuning_s).throughput
+            tried.append((latency, throughput, spec))
+            self.tuning.append({"setting": told, "p50_ms": latency, "throughput_16": throughput, "chosen": False})
+        lowest = min(latency for latency, _, _ in tried)
+        best = max((t for t in tried if t[0] <= 1.1 * lowest), key=lambda t: t[1])
+        self.tuning[tried.index(best)]["chosen"] = True
+        return best[2]
+
+    def _time_local(self, rung: Rung, kind: str, cell: Cell) -> None:
+        local = self._locals[rung.name]
+        before = cell.latencies_ms[-1] if cell.latencies_ms else local.times(self.loads[kind], 1, 2)
+        calls = max(3, int(self.settings.turn_s * 1e3 / statistics.median(before)))
+        times = local.times(self.loads[kind], 1, calls)
+        cell.latencies_ms.append(times)
+        cell.throughputs.append(len(times) / sum(times) * 1e3)
+
+    def _time_batches(self, floor: Rung) -> None:
+        full = self.loads[str(self.workspace.spec.model.window)]
+        for size in BATCHES:
+            times = self._locals[floor.name].times(full, size, 3 if size > 4 else 8)
+            self.batches.setdefault(size, []).append(statistics.median(times))
+
+    def _time_served(self, rung: Rung, kind: str, concurrency: int, cell: Cell, first: bool) -> None:
+        size = -(-concurrency // 2) if rung.learners_a_request else 1
+        callers = self._connected(rung, -(-concurrency // size))
+        learners = self.loads[kind]
+        if rung.part != "ensemble" or self._specs[rung.variant].shortest_history:
+            learners = [h for h in learners if len(h)]
+        if first:
+            load.run(callers, learners, size, 0.0, warm_up=2)
+        asked = {"naive": NAIVE, "core": config.CORE, "ensemble": self.workspace.spec.model.name}[rung.part]
+        callers[0].ask(learners[:size])
+        before, sent = statistic.counters(self._statistics[rung.variant]), machine.loopback_bytes()
+        turn = load.run(callers, learners, size, self.settings.turn_s, warm_up=0)
+        arrived, after = machine.loopback_bytes(), statistic.counters(self._statistics[rung.variant])
+        cell.latencies_ms.append(turn.latencies_ms)
+        cell.client_ms.append(turn.client_ms)
+        cell.throughputs.append(turn.throughput)
+        cell.parts.append(statistic.parts(before, after, asked))
+        if sent is not None and arrived is not None:
+            cell.wire_bytes.append((arrived - sent) / len(turn.latencies_ms))
+
+    def _connected(self, rung: Rung, count: int) -> list[Caller]:
+        callers = self._callers.setdefault((rung.name, 0), [])
+        while len(callers) < count:
+            callers.append(connect(rung, self._servers[rung.variant], self._specs[rung.variant]))
+        return callers[:count]
+
+    def _disconnect(self) -> None:
+        for callers in self._callers.values():
+            for caller in callers:
+                caller.close()
+
+
+def hops(spec: Spec, rung: Rung) -> dict[str, int]:
+    """Bytes of the tensors on each way, for one learner of a full window."""
+    configs = config.repository(spec)
+    window = spec.model.window
+    sizes = {"TYPE_INT64": 8, "TYPE_INT32": 4, "TYPE_FP32": 4, "TYPE_FP16": 2}
+
+    def size(tensors: Sequence[Any]) -> int:
+        return sum(
+            sizes[type(t).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[t.data_type].name]
+            * int(np.prod([window if dim == -1 else dim for dim in t.dims]))
+            for t in tensors
+        )
+
+    core = configs[config.CORE]
+    if rung.part != "ensemble":
+        return {"request": size(core.input), "reply": size(core.output)}
+    return {
+        "request": size(configs[config.PREPROCESS].input),
+        "preprocess to core": size(core.input),
+        "core to postprocess": size(core.output),
+        "reply": size(configs[config.POSTPROCESS].output),
+    }
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    """Write the report aside, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def _possible(rung: Rung, workspace: Workspace) -> Rung:
+    """The rung, skipped by name where it cannot be climbed."""
+    if rung.variant == "cuda":
+        import torch
+
+        reason = "no GPU on this machine" if not torch.cuda.is_available() else "not part of this ladder yet"
+        return replace(rung, skipped=reason)
+    if rung.local not in (None, "onnxruntime") and workspace.spec.network.type == "onnx":
+        return replace(rung, skipped="an ONNX file is all there is of this model")
+    return rung
+
+
+def _full(spec: Spec) -> list[History]:
+    rng = np.random.default_rng(0)
+    shape = (FULL_WINDOWS, spec.model.window)
+    ids, responses = rng.integers(0, spec.model.problems, shape), rng.integers(0, 2, shape)
+    return [History(str(n), *pair) for n, pair in enumerate(zip(ids, responses, strict=True))]
+
+
+def _mix(workspace: Workspace) -> list[History]:
+    """Learners as they come, by their lengths: real ones, or simulated ones of the same distribution."""
+    learners = [history for fold in workspace.folds() for history in fold if len(history)]
+    drawn = np.random.default_rng(0).choice(len(learners), min(MIXED, len(learners)), replace=False)
+    return [learners[n] for n in drawn]

@@ -1,0 +1,203 @@
+"""The rungs: each the one before plus one change, each a repository of its own that a server can be started on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from build import repository
+from ensemble import config
+from ensemble.errors import LastrowError
+from ensemble.spec import Spec
+
+NAIVE = "naive"  # the model of the first rungs' repositories
+LONG_DELAY_US, SHORT_DELAY_US = 100_000, 100
+FLOOR = "floor"
+
+Transport = Literal["http", "grpc", "shared memory"]
+Part = Literal["naive", "ensemble", "core"]
+
+
+class RungError(LastrowError):
+    """RUNGS names what is not there."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder.
+
+    Attributes:
+        number: as RUNGS selects it. Several may share one: local PyTorch in its forms, the floors.
+        change: what is other than on the rung before.
+        local: the process that answers instead of a server.
+        variant: the repository that is served; rungs that differ in the client alone share it.
+        part: which of its models is asked.
+        learners_a_request: whether a client packs the learners that it has at once into few requests.
+    """
+
+    number: str
+    name: str
+    change: str
+    local: str | None = None
+    variant: str = ""
+    transport: Transport = "grpc"
+    part: Part = "ensemble"
+    learners_a_request: bool = False
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A repository: a spec, and for the naive rungs the queue delay of the one model in it, in microseconds."""
+
+    spec: Spec
+    naive_delay_us: int | None = None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of one model, and the repositories that they need."""
+
+    rungs: tuple[Rung, ...]
+    variants: dict[str, Variant] = field(default_factory=dict)
+
+
+RUNGS = (
+    Rung("0", "PyTorch eager", "the whole forward on this machine: probabilities of every row", local="eager"),
+    Rung("0", "PyTorch eager, logits", "without the sigmoid of every row", local="logits"),
+    Rung("0", "PyTorch compiled", "torch.compile", local="compile"),
+    Rung("0", "PyTorch, last row", "the head on the last row alone", local="last"),
+    Rung("1", "naive Triton", "HTTP, INT64, every row on the wire, 100 ms queue delay", None, "naive", "http", "naive"),
+    Rung("2", "queue delay", "100 us in place of 100 ms", None, "delay", "http", "naive"),
+    Rung("3", "row in postprocess", "a Python step answers [problems] in place of every row", None, "row", "http"),
+    Rung("4", "row before the head", "the ONNX core computes the head for that row alone", None, "head", "http"),
+    Rung("5", "gRPC", "in place of HTTP", None, "head"),
+    Rung("6", "INT32", "in place of INT64", None, "int32"),
+    Rung("7", "length-aware core", "it stops where the history does", None, "length"),
+    Rung("8", "tuned", "instances and threads chosen for this machine, no queue delay", None, "tuned"),
+    Rung(
+        "9",
+        "learners a request",
+        "the client packs learners that wait into two requests",
+        None,
+        "tuned",
+        learners_a_request=True,
+    ),
+    Rung("10", "shared memory", "client and server on one host", None, "tuned", "shared memory"),
+    Rung("11", "CUDA", "the core on a GPU", None, "cuda"),
+    Rung(FLOOR, "core over gRPC", "no Python steps: what the ensemble adds is above this", None, "tuned", part="core"),
+    Rung(FLOOR, "ONNX Runtime in process", "no server: what serving adds is above this", local="onnxruntime"),
+)
+
+
+def select(text: str | None) -> list[Rung]:
+    """The rungs that RUNGS names: numbers, ranges and "floor" with commas between, e.g. "0,1,4-8,floor"; all for None.
+
+    Raises:
+        RungError: names what is not there.
+    """
+    if text is None:
+        return list(RUNGS)
+    wanted = set()
+    for word in text.split(","):
+        bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", word.strip())
+        if bounds is not None:
+            wanted |= {str(number) for number in range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)}
+        else:
+            wanted.add(word.strip())
+    unknown = sorted(wanted - {rung.number for rung in RUNGS})
+    if unknown:
+        raise RungError(f"there is no rung {', '.join(unknown)}; there are 0 to 11 and {FLOOR}")
+    return [rung for rung in RUNGS if rung.number in wanted]
+
+
+def changed(spec: Spec, **values: object) -> Spec:
+    """The spec with other values, by dotted keys with two underscores for the dot: reduce__where="postprocess"."""
+    table = spec.model_dump()
+    for key, value in values.items():
+        *path, last = key.split("__")
+        inner = table
+        for name in path:
+            inner = inner[name]
+        inner[last] = value
+    return Spec.model_validate(table)
+
+
+def variants(spec: Spec) -> dict[str, Variant]:
+    """The repositories of rungs 1 to 7; the spec is the served one's. Rung 8's comes from measuring."""
+    plain = {"instances": 1}
+    length = changed(
+        spec,
+        steps__preprocess=plain,
+        steps__postprocess=plain,
+        steps__propose=plain,
+        steps__core={**plain, "queue_delay_us": SHORT_DELAY_US, "device": "cpu"},
+    )
+    int32 = changed(length, reduce__length_aware=False, model__buckets=())
+    wide = {
+        f"tensors__{name}__dtype": "INT64"
+        for name in ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
+    }
+    head = changed(int32, **wide)
+    row = changed(head, reduce__where="postprocess")
+    return {
+        "naive": Variant(row, LONG_DELAY_US),
+        "delay": Variant(row, SHORT_DELAY_US),
+        "row": Variant(row),
+        "head": Variant(head),
+        "int32": Variant(int32),
+        "length": Variant(length),
+    }
+
+
+def candidates(spec: Spec, quick: bool) -> list[Spec]:
+    """Instances and threads that are worth a try here: the cores shared out to 1, 2, ... sessions, steps once and twice."""
+    cores = len(os.sched_getaffinity(0))
+    shares = [count for count in (1, 2, 4, 8) if cores % count == 0]
+    return [
+        changed(
+            spec,
+            steps__core__instances=count,
+            steps__core__intra_op_threads=cores // count,
+            steps__core__queue_delay_us=0,
+            steps__preprocess__instances=steps,
+            steps__postprocess__instances=steps,
+        )
+        for count in shares
+        for steps in ((1,) if quick else (1, 2))
+    ]
+
+
+def build(variant: Variant, checkpoint: Path, folder: Path) -> Path:
+    """Make the variant's repository in `folder`, only what changed, and return where it lies."""
+    if variant.naive_delay_us is None:
+        return repository.build(variant.spec, checkpoint, folder).folder
+    # The naive deployment is the full model of rung 3 by itself.
+    whole = repository.build(variant.spec, checkpoint, folder.with_name("row")).folder
+    message = ModelConfig()
+    message.CopyFrom(config.repository(variant.spec)[config.CORE])
+    message.name = NAIVE
+    message.dynamic_batching.max_queue_delay_microseconds = variant.naive_delay_us
+    target = folder / NAIVE
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole / config.CORE / "warmup", target / "warmup", dirs_exist_ok=True) if (
+        whole / config.CORE / "warmup"
+    ).is_dir() else target.mkdir(parents=True)
+    (target / "1").mkdir()
+    for file in (whole / config.CORE / "1").iterdir():
+        (target / "1" / file.name).hardlink_to(file)
+    (target / "config.pbtxt").write_text(text_format.MessageToString(message), encoding="utf-8")
+    return folder
+
+
+def names(rungs: Sequence[Rung]) -> list[str]:
+    """The variants that these rungs need, in their order."""
+    return list(dict.fromkeys(rung.variant for rung in rungs if rung.variant and rung.skipped is None))
