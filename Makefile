@@ -21,13 +21,14 @@ METRICS_PORT ?= 8002
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
+PEERS := .venv-peers/.installed
 MODEL := $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
 	$(if $(DATA),--data '$(DATA)') $(if $(LEARNERS),--learners '$(LEARNERS)') $(if $(NETWORK),--network '$(NETWORK)')
 TARGET := $(MODEL) $(if $(OUT),--out '$(OUT)')
 OWN := $(if $(FACTORY),--factory '$(FACTORY)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train evaluate repo serve bench test test-unit lint clean
+.PHONY: help setup demo train evaluate repo serve bench bench-peers test test-unit lint clean
 
 help: ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -59,6 +60,16 @@ bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4
 	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
 		$(if $(PUBLISH),--publish)
 
+$(PEERS): pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --upgrade 'pip>=25.1' # the first that reads dependency groups
+	.venv-peers/bin/python -m pip install --progress-bar on --group peers
+	@touch $(PEERS)
+
+bench-peers: $(SETUP) $(PEERS) ## serve the same core by other servers, in a .venv-peers of their own, and compare [QUICK=1 PUBLISH=1]
+	@$(BIN)/python -m build bench-peers $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
+		$(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
+
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
 	$(BIN)/python -m pytest
 
@@ -70,6 +81,6 @@ lint: $(SETUP) ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove what was built; .venv stays
+clean: ## remove what was built; .venv and .venv-peers stay
 	rm -rf build/artifacts models/core/1/model.onnx* .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +

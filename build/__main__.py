@@ -1,4 +1,4 @@
-"""Command line of `build`: train, repo, reduce, serve, demo, evaluate, bench."""
+"""Command line of `build`: train, repo, reduce, serve, demo, evaluate, bench, bench-peers."""
 
 from __future__ import annotations
 
@@ -231,13 +231,52 @@ def bench(
     if publish:
         ladder.save(found, PUBLISHED / "ladder.json")
         pictures = report.draw(found, PUBLISHED)
-        report.publish(ROOT / "README.md", report.section(found, str(pictures[0].relative_to(ROOT))))
+        _publish("ladder", report.section(found, str(pictures[0].relative_to(ROOT))))
         written += [PUBLISHED / "ladder.json", *pictures, ROOT / "README.md"]
     answers().print(report.table(found))
     for line in report.lines(found):
         answers().print(line, highlight=False)
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command("bench-peers")
+def bench_peers(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One round")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Write the table into the repository")] = False,
+) -> None:
+    """Serve the same core by LitServe, BentoML, Ray Serve, FastAPI and PyTriton, and compare under the same load."""
+    from build import repository
+    from build.bench import ladder, peer
+
+    workspace = open_workspace(spec, checkpoint)
+    if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
+        _train(workspace)
+    folder = ARTIFACTS / "bench" / "peers"
+    built = repository.build(workspace.spec, workspace.checkpoint, folder / "models")
+    rounds, turn_s = (1, 1.0) if quick else (5, 2.0)
+    with bar("peers") as update:
+        found = peer.compare(workspace.spec, built.folder, rounds, turn_s, folder, update)
+    ladder.save(found, folder / "peers.json")
+    written = [folder / "peers.json"]
+    if publish:
+        ladder.save(found, PUBLISHED / "peers.json")
+        _publish("peers", peer.section(found))
+        written += [PUBLISHED / "peers.json", ROOT / "README.md"]
+    answers().print(peer.table(found))
+    for name, value in peer.summary(found).items():
+        answers().print(f"{name}: {value:.3f}", highlight=False)
+    for path in written:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _publish(name: str, text: str) -> None:
+    from build.bench.report import published
+
+    readme = ROOT / "README.md"
+    readme.write_text(published(readme.read_text(encoding="utf-8"), name, text), encoding="utf-8")
 
 
 def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:

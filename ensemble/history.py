@@ -50,6 +50,8 @@ def pad(histories: Sequence[History]) -> tuple[np.ndarray, np.ndarray]:
 
     At least one column wide: a tensor without elements cannot say how many learners it is about.
     """
+    if len(histories) == 1 and len(histories[0]):
+        return histories[0].problem_ids[None], histories[0].responses[None]  # nothing to pad, nothing to copy
     shape = (len(histories), max((len(h) for h in histories), default=0) or 1)
     problem_ids, responses = np.full(shape, PADDING, np.int32), np.full(shape, PADDING, np.int32)
     for row, history in enumerate(histories):

@@ -6,11 +6,14 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import numpy as np
-import tritonclient.grpc as grpcclient
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import shared_memory, triton_to_np_dtype
 
 from ensemble.spec import Spec, Tensor
+
+CLOSING_S = 5.0  # a server that does not answer keeps its view of the memory until it ends
 
 
 class SharedMemory:
@@ -19,21 +22,23 @@ class SharedMemory:
     They hold one request at a time.
 
     Raises:
-        InferenceServerException: the server is not reachable, or runs on another host.
+        grpc.RpcError: the server is not reachable, or runs on another host.
     """
 
-    def __init__(self, channel: grpcclient.InferenceServerClient, spec: Spec) -> None:
+    def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, spec: Spec) -> None:
         tensors, learners = spec.tensors, spec.batching.max_batch_size
-        self._channel = channel
+        self._stub = stub
         self._spec = spec
         self._regions: list[tuple[str, Any]] = []
         # Twice the window, since clients send whole histories; what is longer travels over the socket.
         self._room = sum(_bytes(tensor, learners * 2 * spec.model.window) for tensor in _inputs(spec))
         self._offsets: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # bytes a learner
         end = 0
         for tensor in (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities):
             self._offsets[tensor.name] = end
-            end += _bytes(tensor, learners * spec.dims(tensor)[0])
+            self._sizes[tensor.name] = _bytes(tensor, spec.dims(tensor)[0])
+            end += learners * self._sizes[tensor.name]
         try:
             self._requests = self._region("requests", self._room)
             self._answers = self._region("answers", end)
@@ -41,23 +46,21 @@ class SharedMemory:
             self.close()
             raise
 
-    def place(self, inputs: Sequence[grpcclient.InferInput], values: Sequence[np.ndarray]) -> bool:
-        """Write the values and point the inputs at them; False, and nothing done, where they do not fit."""
+    def place(self, message: service_pb2.ModelInferRequest, values: Sequence[np.ndarray]) -> bool:
+        """Write the values and say in the message where its inputs are; False, and nothing done, if they do not fit."""
         if sum(value.nbytes for value in values) > self._room:
             return False
         offset, (name, region) = 0, self._requests
-        for given, value in zip(inputs, values, strict=True):
+        for tensor, value in zip(message.inputs, values, strict=True):
             shared_memory.set_shared_memory_region(region, [value], offset)
-            given.set_shared_memory(name, value.nbytes, offset)
+            _point(tensor, name, value.nbytes, offset)
             offset += value.nbytes
         return True
 
-    def wanted(self, tensor: Tensor, learners: int) -> grpcclient.InferRequestedOutput:
-        """The output, to be answered into its place."""
-        output = grpcclient.InferRequestedOutput(tensor.name)
-        size = _bytes(tensor, learners * self._spec.dims(tensor)[0])
-        output.set_shared_memory(self._answers[0], size, self._offsets[tensor.name])
-        return output
+    def want(self, message: service_pb2.ModelInferRequest, learners: int) -> None:
+        """Say in the message where its outputs go."""
+        for output in message.outputs:
+            _point(output, self._answers[0], learners * self._sizes[output.name], self._offsets[output.name])
 
     def read(self, tensor: Tensor, learners: int) -> np.ndarray:
         """An answer [learners, ...], copied: the next one comes to the same place."""
@@ -66,10 +69,15 @@ class SharedMemory:
         return shared_memory.get_contents_as_numpy(self._answers[1], kind, shape, self._offsets[tensor.name]).copy()
 
     def close(self) -> None:
-        """Take the regions back from the server and give their memory up."""
+        """Take the regions back from the server, if it is still there, and give their memory up."""
         for name, region in self._regions:
             try:
-                self._channel.unregister_system_shared_memory(name)
+                self._stub.SystemSharedMemoryUnregister(
+                    service_pb2.SystemSharedMemoryUnregisterRequest(name=name), timeout=CLOSING_S
+                )
+            except grpc.RpcError as e:
+                if e.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise
             finally:
                 shared_memory.destroy_shared_memory_region(region)
         self._regions.clear()
@@ -78,8 +86,18 @@ class SharedMemory:
         name = f"lastrow_{purpose}_{uuid.uuid4().hex}"
         region = shared_memory.create_shared_memory_region(name, f"/{name}", size)
         self._regions.append((name, region))
-        self._channel.register_system_shared_memory(name, f"/{name}", size)
+        self._stub.SystemSharedMemoryRegister(
+            service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size)
+        )
         return name, region
+
+
+def _point(tensor: Any, region: str, size: int, offset: int) -> None:
+    """The parameters of Triton's shared memory extension."""
+    tensor.parameters["shared_memory_region"].string_param = region
+    tensor.parameters["shared_memory_byte_size"].int64_param = size
+    if offset:
+        tensor.parameters["shared_memory_offset"].int64_param = offset
 
 
 def _inputs(spec: Spec) -> tuple[Tensor, Tensor]:

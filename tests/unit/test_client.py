@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import grpc
 import pytest
-from tritonclient.utils import InferenceServerException
 
 from build.server import free_ports
 from ensemble.client import AsyncClient, Client, Tls
@@ -55,7 +55,9 @@ async def test_asyncio_is_no_different(nowhere):
 )
 def test_errors_by_status(nowhere, status, error):
     with Client(nowhere, retries=5) as client:
-        found = InferenceServerException("it says why", status=f"StatusCode.{status}")
+        found = grpc.aio.AioRpcError(
+            grpc.StatusCode[status], grpc.aio.Metadata(), grpc.aio.Metadata(), details="it says why"
+        )
         with pytest.raises(error, match="it says why") as raised:
             client.fail(found)
         assert raised.value.status == status
