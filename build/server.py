@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import psutil
 import tritonclient.grpc as grpcclient
 
 from build import ARTIFACTS
@@ -251,6 +252,22 @@ class Server:
                 self._waiting()
                 time.sleep(0.1)
         raise ServerError(f"tritonserver was not ready after {self._timeout_s:.0f} s. The whole log: {self.log}")
+
+    def rest(self) -> None:
+        """Stop the server's processes where they are, so that they take nothing of the machine; `wake` lets them go on."""
+        for process in self._tree():
+            process.suspend()
+
+    def wake(self) -> None:
+        """Let a resting server go on; nothing for one that is awake."""
+        for process in self._tree():
+            process.resume()
+
+    def _tree(self) -> list[psutil.Process]:
+        if self.process is None or self.process.poll() is not None:
+            return []
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
 
     def stop(self, timeout_s: float = 40.0) -> int | None:
         """End the server as a supervisor would, with SIGTERM; with SIGKILL only if that does not end it in time.

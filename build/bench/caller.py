@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import http.client
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import tritonclient.http as httpclient
 from tritonclient.utils import triton_to_np_dtype
 
 from build.bench.rung import NAIVE, Rung
+from build.parity import probabilities
 from build.server import Server
 from ensemble import config
 from ensemble.client import Client
@@ -125,6 +127,26 @@ def connect(rung: Rung, server: Server, spec: Spec) -> Caller:
     if rung.transport == "http":
         return (NaiveHttp if rung.part == "naive" else EnsembleHttp)(server.http_url, spec)
     return EnsembleClient(server.grpc_url, spec, shared_memory=rung.transport == "shared memory")
+
+
+def answers_of(core: Path, spec: Spec, histories: Sequence[History]) -> list[np.ndarray]:
+    """What every rung and every peer has to answer: the core's probabilities in this process, FP32 [problems] each."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(core), providers=["CPUExecutionProvider"])
+    tensors = spec.tensors
+    ids, responses, lengths = windows(histories, spec.model.window)
+    named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)
+    feeds = {tensor.name: value for tensor, value in zip(named, (ids, responses, lengths[:, 0]), strict=True)}
+    return list(probabilities(session.run(None, feeds)[0]))
+
+
+def full_windows(spec: Spec, learners: int = 8) -> list[History]:
+    """Learners with as many interactions as the window holds."""
+    rng = np.random.default_rng(0)
+    shape = (learners, spec.model.window)
+    ids, responses = rng.integers(0, spec.model.problems, shape), rng.integers(0, 2, shape)
+    return [History(str(n), *pair) for n, pair in enumerate(zip(ids, responses, strict=True))]
 
 
 def windows(histories: Sequence[History], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,34 +15,42 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 
 from build.bench import load, machine, statistic
-from build.bench.caller import Caller, connect
+from build.bench.caller import Caller, answers_of, connect, full_windows
 from build.bench.local import BATCHES, Local, LocalError
 from build.bench.rung import NAIVE, Rung, Variant, build, candidates, names, variants
+from build.parity import probabilities
 from build.server import Server
 from build.workspace import Workspace
 from ensemble import config
+from ensemble.errors import LastrowError
 from ensemble.history import History
 from ensemble.spec import Spec
 
 MIX = "mix"
 MIXED = 64  # learners that are drawn for the mix of lengths
-FULL_WINDOWS = 8  # learners of a full window, asked in turns
+BUSY = 16  # streams that throughput is tuned for
+TUNING_ROUNDS = 3
+AWAKE = 3  # calls that a server which has just been woken answers before it is timed
 Progress = Callable[[float | None, str], None]
+
+
+class LadderError(LastrowError):
+    """A rung answers something else than the others."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long is measured: rounds, seconds a turn, concurrencies, seconds a turn of a candidate when tuning."""
+    """How long is measured: rounds, seconds a turn, concurrencies, seconds a turn when tuning."""
 
     rounds: int = 8
     turn_s: float = 0.6
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16)
-    tuning_s: float = 1.5
+    tuning_s: float = 0.7
 
     @classmethod
     def quick(cls) -> Settings:
         """For about two minutes, builds and server starts included once they are cached."""
-        return cls(rounds=3, turn_s=0.3, concurrencies=(1, 16), tuning_s=0.5)
+        return cls(rounds=3, turn_s=0.3, concurrencies=(1, 16), tuning_s=0.3)
 
 
 @dataclass
@@ -95,8 +103,8 @@ class Climb:
         self._specs: dict[str, Spec] = {}
         self._statistics: dict[str, grpcclient.InferenceServerClient] = {}
         self._locals: dict[str, Local] = {}
-        self._callers: dict[tuple[str, int], list[Caller]] = {}
-        self.loads = {str(workspace.spec.model.window): _full(workspace.spec), MIX: _mix(workspace)}
+        self._callers: dict[str, list[Caller]] = {}
+        self.loads = {str(workspace.spec.model.window): full_windows(workspace.spec), MIX: _mix(workspace)}
 
     @contextmanager
     def ready(self, progress: Progress) -> Iterator[None]:
@@ -112,6 +120,7 @@ class Climb:
                 repository = build(made[name], self.workspace.checkpoint, self.folder / name)
                 log = self.folder / f"{name}.log"
                 server = stack.enter_context(Server(repository, log=log, waiting=lambda: progress(None, "")))
+                stack.callback(server.wake)  # only who is awake can be told to end
                 self._servers[name], self._specs[name] = server, made[name].spec
                 self._statistics[name] = grpcclient.InferenceServerClient(server.grpc_url)
                 stack.callback(self._statistics[name].close)
@@ -132,6 +141,12 @@ class Climb:
                 stack.callback(local.close)
                 self._locals[rung.name] = local
             stack.callback(self._disconnect)
+            for server in self._servers.values():
+                stack.callback(server.wake)  # a client's end waits for its server
+            progress(None, "compare answers")
+            self._compare(core / config.CORE / "1" / "model.onnx")
+            for server in self._servers.values():
+                server.rest()
             yield
 
     def climb(self, progress: Progress, shown: Callable[[], None] = lambda: None) -> None:
@@ -199,29 +214,62 @@ class Climb:
         return found
 
     def _tune(self, progress: Progress) -> Spec:
-        """The candidate of the highest throughput at 16 among those whose p50 at 1 is within a tenth of the lowest."""
-        tried = []
-        full = self.loads[str(self.workspace.spec.model.window)]
-        for spec in candidates(self.workspace.spec, quick=self.settings.rounds < 8):
-            steps = spec.steps
-            told = f"core {steps.core.instances} x {steps.core.intra_op_threads} threads"
-            told += f", steps x {steps.preprocess.instances}"
-            progress(None, f"tune: {told}")
-            repository = build(Variant(spec), self.workspace.checkpoint, self.folder / "tuned")
-            rung = Rung("8", "tuned", "")
-            with Server(repository, log=self.folder / "tuned.log") as server, ExitStack() as stack:
-                callers = [connect(rung, server, spec) for _ in range(16)]
-                for caller in callers:
-                    stack.callback(caller.close)
-                load.run(callers, full, 1, 0.2)
-                latency = statistics.median(load.run(callers[:1], full, 1, self.settings.tuning_s).latencies_ms)
-                throughput = load.run(callers, full, 1, self.settings.tuning_s).throughput
-            tried.append((latency, throughput, spec))
-            self.tuning.append({"setting": told, "p50_ms": latency, "throughput_16": throughput, "chosen": False})
-        lowest = min(latency for latency, _, _ in tried)
-        best = max((t for t in tried if t[0] <= 1.1 * lowest), key=lambda t: t[1])
-        self.tuning[tried.index(best)]["chosen"] = True
-        return best[2]
+        """The candidate of the highest throughput among those whose p50 is within a tenth of the lowest; all in turns."""
+        specs = candidates(self.workspace.spec, quick=self.settings.rounds < Settings().rounds)
+        full, rung = self.loads[str(self.workspace.spec.model.window)], Rung("8", "tuned", "")
+        latencies: list[list[float]] = [[] for _ in specs]
+        throughputs: list[list[float]] = [[] for _ in specs]
+        with ExitStack() as stack:
+            servers, callers = [], []
+            for number, spec in enumerate(specs):
+                progress(None, f"tune: start {_setting(spec)}")
+                repository = build(Variant(spec), self.workspace.checkpoint, self.folder / f"candidate_{number}")
+                server = stack.enter_context(Server(repository, log=self.folder / f"candidate_{number}.log"))
+                stack.callback(server.wake)
+                servers.append(server)
+                callers.append([connect(rung, server, spec) for _ in range(BUSY)])
+                load.run(callers[-1], full, 1, 0.2)
+                server.rest()
+            for _ in range(TUNING_ROUNDS):
+                for number, server in enumerate(servers):
+                    progress(None, f"tune: {_setting(specs[number])}")
+                    server.wake()
+                    one = load.run(callers[number][:1], full, 1, self.settings.tuning_s, warm_up=AWAKE)
+                    many = load.run(callers[number], full, 1, self.settings.tuning_s)
+                    server.rest()
+                    latencies[number].append(statistics.median(one.latencies_ms))
+                    throughputs[number].append(many.throughput)
+            for server, connected in zip(servers, callers, strict=True):
+                server.wake()
+                for caller in connected:
+                    caller.close()
+        p50s, rates = [statistics.median(x) for x in latencies], [statistics.median(x) for x in throughputs]
+        best = max((n for n, p50 in enumerate(p50s) if p50 <= 1.1 * min(p50s)), key=rates.__getitem__)
+        self.tuning = [
+            {"setting": _setting(spec), "p50_ms": p50s[n], f"throughput_{BUSY}": rates[n], "chosen": n == best}
+            for n, spec in enumerate(specs)
+        ]
+        return specs[best]
+
+    def _compare(self, core: Path) -> None:
+        """Every rung answers the same, or there is nothing to compare.
+
+        Raises:
+            LadderError: one does not.
+        """
+        learners = [h for histories in self.loads.values() for h in histories[:4]]
+        expected = answers_of(core, self.workspace.spec, learners)
+        allowed = self.workspace.spec.parity.max_abs_difference
+        for rung in [rung for rung in self.rungs if rung.variant and rung.skipped is None]:
+            (caller,) = self._connected(rung, 1)
+            for history, answer in zip(learners, expected, strict=True):
+                (served,) = caller.ask([history])
+                difference = np.abs((probabilities(served) if rung.part == "core" else served) - answer).max()
+                if not difference <= allowed:
+                    raise LadderError(
+                        f"rung {rung.number}, {rung.name}, is {difference:.1e} off ONNX Runtime's answer; allowed is "
+                        f"{allowed:.0e} (parity.max_abs_difference)"
+                    )
 
     def _time_local(self, rung: Rung, kind: str, cell: Cell) -> None:
         local = self._locals[rung.name]
@@ -239,17 +287,21 @@ class Climb:
 
     def _time_served(self, rung: Rung, kind: str, concurrency: int, cell: Cell, first: bool) -> None:
         size = -(-concurrency // 2) if rung.learners_a_request else 1
-        callers = self._connected(rung, -(-concurrency // size))
         learners = self.loads[kind]
         if rung.part != "ensemble" or self._specs[rung.variant].shortest_history:
             learners = [h for h in learners if len(h)]
+        server = self._servers[rung.variant]
+        server.wake()
+        callers = self._connected(rung, -(-concurrency // size))
         if first:
             load.run(callers, learners, size, 0.0, warm_up=2)
         asked = {"naive": NAIVE, "core": config.CORE, "ensemble": self.workspace.spec.model.name}[rung.part]
-        callers[0].ask(learners[:size])
+        for _ in range(AWAKE):
+            callers[0].ask(learners[:size])
         before, sent = statistic.counters(self._statistics[rung.variant]), machine.loopback_bytes()
         turn = load.run(callers, learners, size, self.settings.turn_s, warm_up=0)
         arrived, after = machine.loopback_bytes(), statistic.counters(self._statistics[rung.variant])
+        server.rest()
         cell.latencies_ms.append(turn.latencies_ms)
         cell.client_ms.append(turn.client_ms)
         cell.throughputs.append(turn.throughput)
@@ -258,7 +310,7 @@ class Climb:
             cell.wire_bytes.append((arrived - sent) / len(turn.latencies_ms))
 
     def _connected(self, rung: Rung, count: int) -> list[Caller]:
-        callers = self._callers.setdefault((rung.name, 0), [])
+        callers = self._callers.setdefault(rung.name, [])
         while len(callers) < count:
             callers.append(connect(rung, self._servers[rung.variant], self._specs[rung.variant]))
         return callers[:count]
@@ -267,6 +319,11 @@ class Climb:
         for callers in self._callers.values():
             for caller in callers:
                 caller.close()
+
+
+def _setting(spec: Spec) -> str:
+    core, steps = spec.steps.core, spec.steps.preprocess.instances
+    return f"core {core.instances} x {core.intra_op_threads} threads, steps x {steps}"
 
 
 def hops(spec: Spec, rung: Rung) -> dict[str, int]:
@@ -311,13 +368,6 @@ def _possible(rung: Rung, workspace: Workspace) -> Rung:
     if rung.local not in (None, "onnxruntime") and workspace.spec.network.type == "onnx":
         return replace(rung, skipped="an ONNX file is all there is of this model")
     return rung
-
-
-def _full(spec: Spec) -> list[History]:
-    rng = np.random.default_rng(0)
-    shape = (FULL_WINDOWS, spec.model.window)
-    ids, responses = rng.integers(0, spec.model.problems, shape), rng.integers(0, 2, shape)
-    return [History(str(n), *pair) for n, pair in enumerate(zip(ids, responses, strict=True))]
 
 
 def _mix(workspace: Workspace) -> list[History]:

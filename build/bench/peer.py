@@ -9,6 +9,7 @@ import http
 import http.client
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -26,8 +27,7 @@ from rich.table import Table
 
 from build import ROOT
 from build.bench import load, machine, statistic
-from build.bench.caller import TIMEOUT_S, Caller, EnsembleClient
-from build.parity import probabilities
+from build.bench.caller import TIMEOUT_S, Caller, EnsembleClient, answers_of, full_windows
 from build.server import LOOPBACK, Server, free_ports
 from ensemble.errors import LastrowError
 from ensemble.history import History
@@ -37,28 +37,39 @@ PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 SERVERS = Path(__file__).with_name("peers")
 STARTING_S, STOPPING_S = 120.0, 20.0
 BUSY = 16  # streams of one learner each
-SAME = 1e-5  # probabilities; a peer that answers something else is no peer
 Progress = Callable[[float | None, str], None]
 Encoding = Literal["JSON", "bytes", "gRPC"]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server. package: whose version counts; encodings: JSON is the quick start's, bytes what serves it best."""
+    """A server.
+
+    package: whose version counts. encodings: JSON is the quick start's, bytes what serves it best. paths: of each over HTTP.
+    """
 
     name: str
     package: str
     file: str
     batching: str
     encodings: tuple[Encoding, ...] = ("JSON", "bytes")
+    arguments: tuple[str, ...] = ()
+    paths: tuple[str, str] = ("/predict", "/predict")
 
 
 PEERS = (
     Peer("FastAPI + uvicorn", "fastapi", "fastapi_server.py", "none of its own"),
-    Peer("LitServe", "litserve", "litserve_server.py", "max_batch_size, batch_timeout"),
-    Peer("BentoML", "bentoml", "bentoml_server.py", "batchable API"),
-    Peer("Ray Serve", "ray", "ray_server.py", "@serve.batch"),
-    Peer("PyTriton", "nvidia-pytriton", "pytriton_server.py", "Triton's dynamic batcher", ("gRPC",)),
+    Peer("LitServe", "litserve", "litserve_server.py", "max_batch_size=32, batch_timeout=0.001"),
+    Peer(
+        "BentoML",
+        "bentoml",
+        "bentoml_server.py",
+        "batchable=True, max_batch_size=32",
+        paths=("/predict", "/predict_bytes"),
+    ),
+    Peer("Ray Serve", "ray", "ray_server.py", "@serve.batch(max_batch_size=32, batch_wait_timeout_s=0)"),
+    Peer("Ray Serve, no proxy", "ray", "ray_server.py", "as Ray Serve", arguments=("--direct",)),
+    Peer("PyTriton", "nvidia-pytriton", "pytriton_server.py", "DynamicBatcher(), max_batch_size=32", ("gRPC",)),
 )
 OURS = "lastrow"
 
@@ -91,7 +102,8 @@ class Found:
 class HttpPeer:
     """A peer over HTTP, in the quick starts' JSON or with numbers as bytes."""
 
-    def __init__(self, port: int, encoding: Encoding, problems: int) -> None:
+    def __init__(self, port: int, encoding: Encoding, path: str, problems: int) -> None:
+        self._path = path
         self._connection = http.client.HTTPConnection(LOOPBACK, port, timeout=TIMEOUT_S)
         self._json = encoding == "JSON"
         self._problems = problems
@@ -113,7 +125,7 @@ class HttpPeer:
         self._connection.close()
 
     def _post(self, body: bytes, kind: str) -> bytes:
-        self._connection.request("POST", "/predict", body, {"Content-Type": kind})
+        self._connection.request("POST", self._path, body, {"Content-Type": kind})
         response = self._connection.getresponse()
         content = response.read()
         if response.status != http.HTTPStatus.OK:
@@ -151,8 +163,8 @@ def compare(
         raise PeerError(f"there is no {PYTHON}; `make bench-peers` makes it")
     folder.mkdir(parents=True, exist_ok=True)
     core = repository / "core" / "1" / "model.onnx"
-    learners = _learners(spec)
-    expected = _expected(core, spec, learners)
+    learners = full_windows(spec)
+    expected = answers_of(core, spec, learners)
     found = [Found(OURS, "this", "Triton's dynamic batcher, in each step")]
     found += [Found(peer.name, _version(peer.package), peer.batching) for peer in PEERS]
     steps = rounds * len(found)
@@ -167,7 +179,8 @@ def compare(
                 with serving as (started_s, pid, connections):
                     entry.starts_s.append(started_s)
                     for encoding, connect in connections.items():
-                        _measure(entry.measured.setdefault(encoding, Measured()), connect, learners, expected, turn_s)
+                        to = entry.measured.setdefault(encoding, Measured())
+                        _measure(to, connect, learners, expected, turn_s, spec.parity.max_abs_difference)
                     entry.memory_mb.append(_memory(pid))
             except (LastrowError, OSError, http.client.HTTPException, grpcclient.InferenceServerException) as e:
                 entry.error = str(e)
@@ -256,6 +269,7 @@ def _measure(
     learners: Sequence[History],
     expected: Sequence[np.ndarray],
     turn_s: float,
+    allowed: float,
 ) -> None:
     with ExitStack() as stack:
         callers = []
@@ -264,7 +278,7 @@ def _measure(
             stack.callback(callers[-1].close)
         for history, answer in zip(learners, expected, strict=True):
             difference = float(np.abs(callers[0].ask([history])[0] - answer).max())
-            if not difference <= SAME:
+            if not difference <= allowed:
                 raise PeerError(f"its answer is {difference:.1e} off ONNX Runtime's")
         load.run(callers, learners, 1, 0.3)
         entry.latencies_ms.append(load.run(callers[:1], learners, 1, turn_s, warm_up=3).latencies_ms)
@@ -288,8 +302,14 @@ def _peer(
 ) -> Iterator[tuple[float, int, dict[str, Callable[[], Caller]]]]:
     (port,) = free_ports(1)
     command = [str(PYTHON), str(SERVERS / peer.file), "--core", str(core), "--port", str(port), "--threads", "0"]
-    command += ["--window", str(spec.model.window), "--max-batch-size", str(spec.batching.max_batch_size)]
-    log = folder / f"{peer.file.removesuffix('.py')}.log"
+    command += [
+        "--window",
+        str(spec.model.window),
+        "--max-batch-size",
+        str(spec.batching.max_batch_size),
+        *peer.arguments,
+    ]
+    log = folder / f"{re.sub(r'[^a-z]+', '_', peer.name.lower())}.log"
     began = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -304,7 +324,9 @@ def _peer(
     try:
 
         def connect(encoding: Encoding) -> Caller:
-            return PytritonPeer(port) if encoding == "gRPC" else HttpPeer(port, encoding, spec.model.problems)
+            if encoding == "gRPC":
+                return PytritonPeer(port)
+            return HttpPeer(port, encoding, peer.paths[encoding == "bytes"], spec.model.problems)
 
         _wait(process, lambda: connect(peer.encodings[0]), log)
         started = time.perf_counter() - began
@@ -404,23 +426,3 @@ def _last(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
     return (errors or lines or ["it said nothing"])[-1].strip()[:300]
-
-
-def _learners(spec: Spec) -> list[History]:
-    rng = np.random.default_rng(0)
-    shape = (8, spec.model.window)
-    ids, responses = rng.integers(0, spec.model.problems, shape), rng.integers(0, 2, shape)
-    return [History(str(n), *pair) for n, pair in enumerate(zip(ids, responses, strict=True))]
-
-
-def _expected(core: Path, spec: Spec, learners: Sequence[History]) -> list[np.ndarray]:
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(str(core), providers=["CPUExecutionProvider"])
-    tensors = spec.tensors
-    feeds = {
-        tensors.recent_problem_ids.name: np.stack([h.problem_ids for h in learners]),
-        tensors.recent_responses.name: np.stack([h.responses for h in learners]),
-        tensors.lengths.name: np.array([len(h) for h in learners], np.int32),
-    }
-    return list(probabilities(session.run(None, feeds)[0]))

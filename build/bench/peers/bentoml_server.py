@@ -1,0 +1,93 @@
+"""BentoML: a service that takes requests, and behind it one whose calls become batches.
+
+A batchable API takes one list and nothing else. For a learner's two lists the documentation on adaptive batching puts a
+wrapper service before it; the two run in processes of their own. A route has one encoding, so bytes have a second route.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import bentoml
+import numpy as np
+from bentoml.validators import ContentType
+from core import BYTES, LOOPBACK, Core, from_bytes, from_lists, parser, to_bytes
+from pydantic import BaseModel
+
+
+class Settings(BaseModel):
+    """What `bentoml serve --arg` passes on to the processes that import this file."""
+
+    core: str = ""
+    threads: int = 0
+    window: int = 512
+    max_batch_size: int = 32
+
+
+class Answer(BaseModel):
+    """The answer as JSON."""
+
+    probabilities: list[float]
+
+
+SETTINGS = bentoml.use_arguments(Settings)
+QUIET = {"access": {"enabled": False}}
+# By default the wrapper closes its connections after every 100 requests, under those that are still being answered.
+LASTING = {"max_requests": 10**9, "max_age": 1e6}
+
+
+@bentoml.service(logging=QUIET, runner_connection=LASTING)
+class Batches:
+    """The core; what arrives while it runs is its next batch."""
+
+    def __init__(self) -> None:
+        self._core = Core(SETTINGS.core, SETTINGS.threads, SETTINGS.window)
+
+    @bentoml.api(batchable=True, max_batch_size=SETTINGS.max_batch_size)
+    def answer(self, histories: list[bytes]) -> list[bytes]:
+        """As bytes in and out, which cost least between the processes."""
+        return [to_bytes(row) for row in self._core.answer([from_bytes(history) for history in histories])]
+
+
+@bentoml.service(logging=QUIET)
+class KnowledgeTracing:
+    """POST /predict with JSON, POST /predict_bytes with bytes."""
+
+    batches = bentoml.depends(Batches)
+
+    @bentoml.api
+    async def predict(self, problem_ids: list[int], responses: list[int]) -> Answer:
+        """One learner as JSON."""
+        history = from_lists(problem_ids, responses).tobytes()
+        answer = (await self.batches.to_async.answer([history]))[0]
+        return Answer(probabilities=np.frombuffer(answer, "<f4").tolist())
+
+    @bentoml.api
+    async def predict_bytes(
+        self, history: Annotated[bytes, ContentType(BYTES)], /
+    ) -> Annotated[bytes, ContentType(BYTES)]:
+        """One learner as bytes."""
+        if history == b"{}":  # BentoML's reading of an empty body
+            history = b""
+        return (await self.batches.to_async.answer([history]))[0]
+
+
+def main() -> None:
+    """Become `bentoml serve`."""
+    given = parser().parse_args()
+    options = {
+        "core": Path(given.core).resolve(),
+        "threads": given.threads,
+        "window": given.window,
+        "max_batch_size": given.max_batch_size,
+    }
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    command = [sys.executable, "-m", "bentoml", "serve", f"{Path(__file__).stem}:KnowledgeTracing"]
+    command += ["--working-dir", str(Path(__file__).parent), "--host", LOOPBACK, "--port", str(given.port)]
+    command += [word for name, value in options.items() for word in ("--arg", f"{name}={value}")]
+    os.execv(command[0], command)  # noqa: S606 (so that signals reach it)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The ladder itself, climbed for real on a small model: every rung answers, and its report is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from build.bench import ladder, report, rung
+from build.workspace import Workspace
+from ensemble.spec import Spec
+
+SHORT = ladder.Settings(rounds=2, turn_s=0.05, concurrencies=(1, 4), tuning_s=0.05)
+
+
+@pytest.fixture(scope="module")
+def climbed(small_spec: Spec, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("ladder")
+    spec_file = folder / "spec.toml"
+    text = ladder_spec(small_spec)
+    spec_file.write_text(text, encoding="utf-8")
+    assert Spec.read(spec_file) == small_spec
+    workspace = Workspace(small_spec, spec_file, small_checkpoint, folder / "models", learners=40)
+    climb = ladder.Climb(workspace, rung.select(None), SHORT, folder)
+    with climb.ready(lambda *_: None):
+        climb.climb(lambda *_: None)
+    ladder.save(climb.report(), folder / "ladder.json")
+    return json.loads((folder / "ladder.json").read_text())
+
+
+def ladder_spec(spec: Spec) -> str:
+    import tomlkit
+
+    return tomlkit.dumps(spec.model_dump(mode="json"))
+
+
+def test_every_rung_is_climbed_or_skipped_by_name(climbed):
+    assert {r["name"] for r in climbed["rungs"]} == {r.name for r in rung.RUNGS}
+    for found in climbed["rungs"]:
+        if found["number"] == "11":
+            assert found["skipped"]
+        elif found["skipped"] is None:
+            wanted = {"1", "4"} if found["transport"] else {"1"}
+            assert set(found["loads"]) == {"32", "mix"}
+            assert all(set(cells) == wanted for cells in found["loads"].values())
+        else:
+            assert found["name"] == "PyTorch compiled"  # needs a C++ compiler
+
+
+def test_the_parts_of_each_cell_add_up(climbed):
+    for found in climbed["rungs"]:
+        for cells in found["loads"].values():
+            for cell in cells.values():
+                assert cell["interval_ms"][0] <= cell["interval_ms"][1]
+                assert len(cell["rounds_ms"]) == SHORT.rounds
+                if found["transport"]:
+                    assert sum(cell["parts_ms"].values()) == pytest.approx(cell["p50_ms"])
+                    assert cell["parts_ms"]["core" if found["number"] not in ("1", "2") else "naive"] > 0
+
+
+def test_the_delay_of_the_naive_rung_is_seen_in_its_queue(climbed):
+    naive, delay = (next(r for r in climbed["rungs"] if r["number"] == n)["loads"]["32"]["1"] for n in ("1", "2"))
+    assert naive["parts_ms"]["queue"] > 90
+    assert delay["parts_ms"]["queue"] < 50
+    assert naive["p50_ms"] > delay["p50_ms"] + 50
+
+
+def test_tensors_in_shared_memory_do_not_cross_the_wire(climbed):
+    tuned, shared = (next(r for r in climbed["rungs"] if r["number"] == n)["loads"]["32"]["1"] for n in ("8", "10"))
+    if "wire_bytes" in tuned:  # only Linux counts them
+        assert shared["wire_bytes"] < 2000
+        assert next(r for r in climbed["rungs"] if r["number"] == "1")["loads"]["32"]["1"]["wire_bytes"] > 32 * 40 * 4
+
+
+def test_all_that_is_shown_is_drawn_from_the_file(climbed, tmp_path: Path):
+    assert report.table(climbed).row_count == len(rung.RUNGS)
+    assert report.lines(climbed)
+    assert "| 8 tuned |" in report.section(climbed, "ladder.svg")
+    for path in report.draw(climbed, tmp_path):
+        assert path.stat().st_size > 10_000
+    summary = report.Figures(climbed).summary()
+    assert summary["naive over local PyTorch"] > 1
+
+
+def test_one_setting_is_chosen(climbed):
+    assert sum(tried["chosen"] for tried in climbed["tuning"]) == 1

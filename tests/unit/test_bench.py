@@ -1,0 +1,193 @@
+"""The ladder's parts that need no server."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from build import ROOT, __main__
+from build.bench import load, peer, report, rung, statistic
+from build.bench.caller import full_windows, windows
+from build.bench.ladder import hops
+from ensemble.history import History
+from ensemble.spec import Spec
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        (None, ["0", *map(str, range(1, 12)), "floor"]),
+        ("1", ["1"]),
+        ("4-6, floor", ["4", "5", "6", "floor"]),
+        ("10,0", ["0", "10"]),
+    ],
+)
+def test_rungs_are_selected_by_number(text: str | None, numbers: list[str]):
+    assert list(dict.fromkeys(r.number for r in rung.select(text))) == numbers
+
+
+@pytest.mark.parametrize("text", ["12", "naive", "1-", "", "3-12"])
+def test_a_rung_that_is_not_there_is_named(text: str):
+    with pytest.raises(rung.RungError, match="there are 0 to 11 and floor"):
+        rung.select(text)
+
+
+def differing(one: dict[str, object], other: dict[str, object], path: str = "") -> set[str]:
+    """Dotted keys whose values differ."""
+    found = set()
+    for key in one:
+        if isinstance(one[key], dict):
+            found |= differing(one[key], other[key], f"{path}{key}.")  # type: ignore[arg-type]
+        elif one[key] != other[key]:
+            found.add(path + key)
+    return found
+
+
+def test_each_repository_is_the_one_before_plus_one_change(spec: Spec):
+    made = rung.variants(spec)
+    order = ["naive", "delay", "row", "head", "int32", "length"]
+    changes = [
+        differing(made[a].spec.model_dump(), made[b].spec.model_dump()) for a, b in zip(order, order[1:], strict=False)
+    ]
+    assert (made["naive"].naive_delay_us, made["delay"].naive_delay_us) == (100_000, 100)
+    assert changes[0] == changes[1] == set()
+    assert changes[2] == {"reduce.where"}
+    assert {change.split(".")[-1] for change in changes[3]} == {"dtype"}
+    assert changes[4] == {"reduce.length_aware"}
+    assert differing(made["length"].spec.model_dump(), spec.model_dump()) == {"steps.core.queue_delay_us"}
+
+
+def test_bytes_fall_from_rung_to_rung(spec: Spec):
+    made = rung.variants(spec)
+    sizes = {
+        name: hops(variant.spec, rung.Rung("", name, "", part="naive" if variant.naive_delay_us else "ensemble"))
+        for name, variant in made.items()
+    }
+    assert sizes["naive"] == {"request": 8192, "reply": 512 * 14041 * 4}
+    assert sizes["row"]["reply"] == 14041 * 4
+    assert sizes["row"]["core to postprocess"] == 512 * 14041 * 4
+    assert sizes["head"]["core to postprocess"] == 14041 * 4
+    assert sizes["int32"]["request"] == 8192 // 2 * 1
+    assert sizes["length"] == sizes["int32"]
+
+
+def test_candidates_share_the_cores_out(spec: Spec):
+    for candidate in rung.candidates(spec, quick=False):
+        core = candidate.steps.core
+        assert core.instances * core.intra_op_threads == len(os.sched_getaffinity(0))
+        assert core.queue_delay_us == 0
+
+
+def test_windows_keep_the_newest_and_pad_with_zeros():
+    ids, responses, lengths = windows([History("a", [5, 6, 7], [1, 0, 1]), History("b", [9], [1])], 2)
+    assert ids.tolist() == [[6, 7], [9, 0]]
+    assert responses.tolist() == [[0, 1], [1, 0]]
+    assert lengths.tolist() == [[2], [1]]
+
+
+class Sleeper:
+    """Answers after a while; counts how many are under way at once."""
+
+    busy, most, lock = 0, 0, threading.Lock()
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
+        with self.lock:
+            Sleeper.busy += 1
+            Sleeper.most = max(Sleeper.most, Sleeper.busy)
+        time.sleep(self.seconds)
+        with self.lock:
+            Sleeper.busy -= 1
+        return [np.zeros(1) for _ in histories]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("streams", "size"), [(1, 1), (4, 1), (2, 3)])
+def test_load_is_a_closed_loop(small_spec: Spec, streams: int, size: int):
+    Sleeper.most = 0
+    turn = load.run([Sleeper(0.02) for _ in range(streams)], full_windows(small_spec), size, 0.5)
+    assert Sleeper.most == streams
+    assert all(latency >= 20 for latency in turn.latencies_ms)
+    assert max(turn.client_ms) < 20  # sleeping is not the client's work
+    assert 0.5 * streams * size / 0.02 < turn.throughput <= streams * size / 0.02
+
+
+def test_an_error_of_one_stream_ends_the_turn(small_spec: Spec):
+    class Broken(Sleeper):
+        def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
+            raise ConnectionError(f"it went away from {len(histories)}")
+
+    with pytest.raises(ConnectionError, match="it went away"):
+        load.run([Sleeper(0.01), Broken(0.01), Sleeper(0.01)], full_windows(small_spec), 1, 5.0)
+
+
+def test_the_interval_holds_the_median_and_narrows_with_agreement():
+    rng = np.random.default_rng(0)
+    for spread in (0.1, 1.0):
+        values = 10 + spread * rng.standard_normal(20)
+        low, high = statistic.interval(values)
+        assert low <= np.median(values) <= high
+        assert high - low < 2 * spread
+
+
+def test_parts_add_up_to_the_whole():
+    def counted(success: int, queue: int, inputs: int, infer: int, requests: int) -> dict[str, tuple[int, int]]:
+        spent = {"queue": queue, "compute_input": inputs, "compute_infer": infer, "success": success}
+        return {phase: (int(ns), requests) for phase, ns in spent.items()}
+
+    before = {name: counted(0, 0, 0, 0, 0) for name in ("ensemble", "preprocess", "core", "propose")}
+    after = {
+        "ensemble": counted(20e6, 0, 0, 0, 2),
+        "preprocess": counted(3e6, 1e6, 1e6, 1e6, 2),
+        "core": counted(14e6, 2e6, 0, 12e6, 2),
+        "propose": counted(0, 0, 0, 0, 0),
+    }
+    parts = statistic.parts(before, after, "ensemble")
+    assert parts == pytest.approx({"queue": 1.5, "preprocess": 1.0, "core": 6.0, "hand-over": 1.5})
+    assert sum(parts.values()) == pytest.approx(10.0)
+    alone = statistic.parts({"naive": before["core"]}, {"naive": after["core"]}, "naive")
+    assert alone == pytest.approx({"queue": 1.0, "naive": 6.0, "hand-over": 0.0})
+
+
+def published(name: str) -> dict[str, object]:
+    return json.loads((__main__.PUBLISHED / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_readme_shows_the_published_ladder(tmp_path):
+    found = published("ladder")
+    picture = str((__main__.PUBLISHED / "ladder.svg").relative_to(ROOT))
+    assert report.published(README, "ladder", report.section(found, picture)) == README
+    assert (ROOT / picture).is_file()
+    assert [path.name for path in report.draw(found, tmp_path)] == ["ladder.svg", "ladder.png"]
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
+
+
+def test_the_readme_shows_the_published_peers():
+    found = published("peers")
+    assert report.published(README, "peers", peer.section(found)) == README
+    assert {server["name"] for server in found["servers"]} == {peer.OURS, *(p.name for p in peer.PEERS)}
+
+
+def test_every_published_rung_adds_up():
+    for found in published("ladder")["rungs"]:
+        for cells in found["loads"].values():
+            for cell in cells.values():
+                if "parts_ms" in cell:
+                    assert sum(cell["parts_ms"].values()) == pytest.approx(cell["p50_ms"])
+
+
+def test_a_readme_without_a_place_is_refused():
+    with pytest.raises(ValueError, match="no place for the ladder"):
+        report.published("nothing", "ladder", "text")
