@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -54,9 +55,7 @@ def differing(one: dict[str, object], other: dict[str, object], path: str = "") 
 def test_each_repository_is_the_one_before_plus_one_change(spec: Spec):
     made = rung.variants(spec)
     order = ["naive", "delay", "row", "head", "int32", "length"]
-    changes = [
-        differing(made[a].spec.model_dump(), made[b].spec.model_dump()) for a, b in zip(order, order[1:], strict=False)
-    ]
+    changes = [differing(made[a].spec.model_dump(), made[b].spec.model_dump()) for a, b in itertools.pairwise(order)]
     assert (made["naive"].naive_delay_us, made["delay"].naive_delay_us) == (100_000, 100)
     assert changes[0] == changes[1] == set()
     assert changes[2] == {"reduce.where"}
