@@ -188,11 +188,8 @@ def build(variant: Variant, checkpoint: Path, folder: Path) -> Path:
     message.dynamic_batching.max_queue_delay_microseconds = variant.naive_delay_us
     target = folder / NAIVE
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(whole / config.CORE / "warmup", target / "warmup", dirs_exist_ok=True) if (
-        whole / config.CORE / "warmup"
-    ).is_dir() else target.mkdir(parents=True)
-    (target / "1").mkdir()
-    for file in (whole / config.CORE / "1").iterdir():
+    (target / "1").mkdir(parents=True)
+    for file in (whole / config.CORE).glob("1/*"):
         (target / "1" / file.name).hardlink_to(file)
     (target / "config.pbtxt").write_text(text_format.MessageToString(message), encoding="utf-8")
     return folder

@@ -36,7 +36,7 @@ def test_the_default_spec_is_the_served_contract():
             "tensors.responses.dtype is FP32; allowed is INT32",
         ),
         ("[parity]", "[parity", "is not a TOML file"),
-        ("instances = 1", "instances = -1", "steps.preprocess.instances = -1"),
+        ("instances = 2", "instances = -1", "steps.preprocess.instances = -1"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, found: str, written: str, message: str):
