@@ -14,6 +14,7 @@ SERVED ?=
 RUNGS ?=
 QUICK ?=
 PUBLISH ?=
+LENGTHS ?= $(firstword $(wildcard ../shared/data/*/))
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
@@ -56,8 +57,8 @@ serve: $(SETUP) ## serve the repository on this machine until Ctrl-C [HTTP_PORT=
 	@$(BIN)/python -m build serve $(TARGET) $(OWN) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 DATA= NETWORK=]
-	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
+bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK=]
+	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
 		$(if $(PUBLISH),--publish)
 
 $(PEERS): pyproject.toml

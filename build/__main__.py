@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,10 @@ def bench(
     learners: Learners = None,
     network: NetworkName = None,
     factory: Factory = None,
+    lengths: Annotated[
+        Path | None,
+        typer.Option("--lengths", help="Folder of fold*.csv: as long as its learners are the mix's [default: --data]"),
+    ] = None,
     rungs: Annotated[
         str | None, typer.Option("--rungs", help="Which, e.g. 0,1,4-8,floor [default: all of them]")
     ] = None,
@@ -219,7 +224,9 @@ def bench(
         _train(workspace)
     folder = ARTIFACTS / "bench" / workspace.spec.network.type
     settings = ladder.Settings.quick() if quick else ladder.Settings()
-    climb = ladder.Climb(workspace, chosen, settings, folder)
+    climb = ladder.Climb(workspace, chosen, settings, folder, lengths)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
     with ExitStack() as stack:
         with bar("build and start the rungs") as update:
             stack.enter_context(climb.ready(update))
@@ -270,6 +277,11 @@ def bench_peers(
         answers().print(f"{name}: {value:.3f}", highlight=False)
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _leave(number: int, _: object) -> None:
+    """End as by Ctrl-C: servers that rest would stay behind otherwise."""
+    raise SystemExit(128 + number)
 
 
 def _publish(name: str, text: str) -> None:

@@ -18,6 +18,7 @@ from build.bench import load, machine, statistic
 from build.bench.caller import Caller, answers_of, connect, full_windows
 from build.bench.local import BATCHES, Local, LocalError
 from build.bench.rung import NAIVE, Rung, Variant, build, candidates, names, variants
+from build.interactions import read_folds
 from build.parity import probabilities
 from build.server import Server
 from build.workspace import Workspace
@@ -91,7 +92,15 @@ class Cell:
 class Climb:
     """One run: servers and processes that stand ready, and what was measured of them so far."""
 
-    def __init__(self, workspace: Workspace, rungs: Sequence[Rung], settings: Settings, folder: Path) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        rungs: Sequence[Rung],
+        settings: Settings,
+        folder: Path,
+        lengths: Path | None = None,
+    ) -> None:
+        """lengths: a folder of real learners, as long as whom the mix's are."""
         self.workspace = workspace
         self.settings = settings
         self.folder = folder
@@ -104,7 +113,11 @@ class Climb:
         self._statistics: dict[str, grpcclient.InferenceServerClient] = {}
         self._locals: dict[str, Local] = {}
         self._callers: dict[str, list[Caller]] = {}
-        self.loads = {str(workspace.spec.model.window): full_windows(workspace.spec), MIX: _mix(workspace)}
+        self.loads = {
+            str(workspace.spec.model.window): full_windows(workspace.spec),
+            MIX: _mix(workspace, lengths or workspace.data),
+        }
+        self._real = (lengths or workspace.data) is not None
 
     @contextmanager
     def ready(self, progress: Progress) -> Iterator[None]:
@@ -183,7 +196,7 @@ class Climb:
                 "network": spec.network.type,
                 "problems": spec.model.problems,
                 "window": spec.model.window,
-                "learners": "real" if self.workspace.data else "simulated",
+                "learners": "real" if self._real else "simulated",
                 "mix_median": int(np.median([len(h) for h in self.loads[MIX]])),
             },
             "settings": {
@@ -370,8 +383,10 @@ def _possible(rung: Rung, workspace: Workspace) -> Rung:
     return rung
 
 
-def _mix(workspace: Workspace) -> list[History]:
-    """Learners as they come, by their lengths: real ones, or simulated ones of the same distribution."""
-    learners = [history for fold in workspace.folds() for history in fold if len(history)]
-    drawn = np.random.default_rng(0).choice(len(learners), min(MIXED, len(learners)), replace=False)
-    return [learners[n] for n in drawn]
+def _mix(workspace: Workspace, lengths: Path | None) -> list[History]:
+    """Learners whose histories are as long as those of a folder's learners; without one, as the simulated ones'."""
+    learners = [history for fold in (read_folds(lengths) if lengths else workspace.folds()) for history in fold]
+    rng = np.random.default_rng(0)
+    drawn = rng.choice([len(h) for h in learners if len(h)], MIXED)
+    problems = workspace.spec.model.problems
+    return [History(str(n), rng.integers(0, problems, k), rng.integers(0, 2, k)) for n, k in enumerate(drawn)]
