@@ -43,7 +43,7 @@ class LadderError(LastrowError):
 class Settings:
     """How long is measured: rounds, seconds a turn, concurrencies, seconds a turn when tuning."""
 
-    rounds: int = 8
+    rounds: int = 5
     turn_s: float = 0.6
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16)
     tuning_s: float = 0.7

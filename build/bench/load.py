@@ -18,7 +18,7 @@ class Turn:
     Attributes:
         latencies_ms: of every call.
         client_ms: processor time that the calling thread itself spent in each: building, serialising, reading.
-        throughput: learners a second.
+        throughput: learners a second, each stream's own until its last answer: none waits for the others' ends.
     """
 
     latencies_ms: list[float]
@@ -37,7 +37,8 @@ def run(callers: Sequence[Caller], histories: Sequence[History], size: int, seco
     Raises:
         Whatever a caller raises, first come.
     """
-    calls: list[tuple[float, float, float]] = []  # end, latency, client
+    calls: list[tuple[float, float]] = []  # latency, client
+    rates: list[float] = []  # calls a second of each stream
     errors: list[BaseException] = []
     barrier = threading.Barrier(len(callers))
     deadline = 0.0
@@ -51,14 +52,17 @@ def run(callers: Sequence[Caller], histories: Sequence[History], size: int, seco
             if barrier.wait(timeout=300) == 0:
                 deadline = time.perf_counter() + seconds
             barrier.wait(timeout=300)
+            began, answered = time.perf_counter(), 0
             while True:
                 learners = pick(position)
                 position += len(callers) * size
                 start, used = time.perf_counter(), time.thread_time()
                 caller.ask(learners)
                 end = time.perf_counter()
-                calls.append((end, end - start, time.thread_time() - used))
+                calls.append((end - start, time.thread_time() - used))
+                answered += 1
                 if end >= deadline or errors:
+                    rates.append(answered / (end - began))
                     return
         except BaseException as e:
             errors.append(e)
@@ -78,15 +82,7 @@ def run(callers: Sequence[Caller], histories: Sequence[History], size: int, seco
     if errors:
         raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
     return Turn(
-        latencies_ms=[latency * 1e3 for _, latency, _ in calls],
-        client_ms=[client * 1e3 for _, _, client in calls],
-        throughput=_throughput(calls, len(callers), size),
+        latencies_ms=[latency * 1e3 for latency, _ in calls],
+        client_ms=[client * 1e3 for _, client in calls],
+        throughput=sum(rates) * size,
     )
-
-
-def _throughput(calls: list[tuple[float, float, float]], streams: int, size: int) -> float:
-    """Learners a second between the first answer and the last; as many calls as there are streams began before the first."""
-    ends = sorted(end for end, _, _ in calls)
-    if len(ends) > streams and ends[-1] > ends[0]:
-        return (len(ends) - streams) * size / (ends[-1] - ends[0])
-    return len(ends) * size / (ends[-1] - min(end - latency for end, latency, _ in calls))
