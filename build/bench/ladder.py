@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ class LadderError(LastrowError):
 class Settings:
     """How long is measured: rounds, seconds a turn, concurrencies, seconds a turn when tuning."""
 
-    rounds: int = 5
+    rounds: int = 4
     turn_s: float = 0.6
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16)
     tuning_s: float = 0.7
@@ -79,9 +79,16 @@ class Cell:
             "throughput_rounds": self.throughputs,
         }
         if self.parts:
-            phases = {key: statistics.median(turn.get(key, 0.0) for turn in self.parts) for key in self.parts[0]}
-            client = statistics.median(value for turn in self.client_ms for value in turn)
+            # Triton counts means, and a mean is above the median: shares of the mean are shares of p50.
+            means = [statistics.fmean(turn) for turn in self.latencies_ms]
+
+            def share(spent: Iterable[float]) -> float:
+                return p50 * statistics.median(ms / mean for ms, mean in zip(spent, means, strict=True))
+
+            phases = {key: share(turn.get(key, 0.0) for turn in self.parts) for key in self.parts[0]}
             outside = p50 - sum(phases.values())
+            # A client's thread may be busy waiting while the server works; that is not the client's share.
+            client = max(min(share(statistics.fmean(turn) for turn in self.client_ms), outside), 0.0)
             found["parts_ms"] = {"client": client, "wire": outside - client, **phases}
             found["wire_and_client_ms"] = outside
         if self.wire_bytes:

@@ -225,23 +225,24 @@ def rows(report: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def summary(report: dict[str, Any]) -> dict[str, float]:
-    """The ensemble beside the best peer, over all encodings and over the quick starts' own."""
+    """The ensemble beside the best peer: in any encoding, and in the quick starts' own (JSON; PyTriton's is binary)."""
     ours = next(s for s in report["servers"] if s["name"] == OURS)["encodings"]
     if not ours:
         return {}
     (mine,) = ours.values()
     found = {}
-    for label, wanted in (("best peer", None), ("best peer by its quick start's JSON", "JSON")):
+    own = {peer.name: peer.encodings[0] for peer in PEERS}
+    for label, quick_start in (("best peer", False), ("best peer as its quick start has it", True)):
         theirs = [
             one
             for server in report["servers"]
-            if server["name"] != OURS
+            if server["name"] in own
             for encoding, one in server["encodings"].items()
-            if wanted in (None, encoding)
+            if not quick_start or encoding == own[server["name"]]
         ]
         if theirs:
-            found[f"p50 at 1 over the {label}'s"] = mine["p50_ms"] / min(one["p50_ms"] for one in theirs)
-            found[f"throughput at {BUSY} over the {label}'s"] = mine["throughput"] / max(
+            found[f"p50 at 1 over the {label}"] = mine["p50_ms"] / min(one["p50_ms"] for one in theirs)
+            found[f"throughput at {BUSY} over the {label}"] = mine["throughput"] / max(
                 one["throughput"] for one in theirs
             )
     return found
