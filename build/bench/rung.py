@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -60,14 +60,6 @@ class Variant:
 
     spec: Spec
     naive_delay_us: int | None = None
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """The rungs of one model, and the repositories that they need."""
-
-    rungs: tuple[Rung, ...]
-    variants: dict[str, Variant] = field(default_factory=dict)
 
 
 RUNGS = (

@@ -47,9 +47,7 @@ def parts(before: dict[str, Any], after: dict[str, Any], asked: str) -> dict[str
     """
     spent = {name: {phase: _mean(before[name], after[name], phase) for phase in after[name]} for name in after}
     whole = spent[asked]["success"]
-    steps = {name: s for name, s in spent.items() if s["success"] and (name != asked or len(spent) == 1)}
-    if not any(name != asked for name in steps):
-        steps = {asked: spent[asked]}
+    steps = {name: s for name, s in spent.items() if name != asked and s["success"]} or {asked: spent[asked]}
     found = {"queue": sum(s["queue"] for s in steps.values())}
     for name, s in steps.items():
         found[name] = s["compute_input"] + s["compute_infer"]
