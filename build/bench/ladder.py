@@ -306,13 +306,14 @@ class Climb:
             self.batches.setdefault(size, []).append(statistics.median(times))
 
     def _time_served(self, rung: Rung, kind: str, concurrency: int, cell: Cell, first: bool) -> None:
-        size = -(-concurrency // 2) if rung.learners_a_request else 1
+        most = self._specs[rung.variant].batching.max_batch_size
+        size = min(rung.learners_a_request, most) if concurrency > 1 else 1
         learners = self.loads[kind]
         if rung.part != "ensemble" or self._specs[rung.variant].shortest_history:
             learners = [h for h in learners if len(h)]
         server = self._servers[rung.variant]
         server.wake()
-        callers = self._connected(rung, -(-concurrency // size))
+        callers = self._connected(rung, concurrency)
         if first:
             load.run(callers, learners, size, 0.0, warm_up=2)
         asked = {"naive": NAIVE, "core": config.CORE, "ensemble": self.workspace.spec.model.name}[rung.part]

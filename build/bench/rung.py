@@ -40,7 +40,7 @@ class Rung:
         local: the process that answers instead of a server.
         variant: the repository that is served; rungs that differ in the client alone share it.
         part: which of its models is asked.
-        learners_a_request: whether a client packs the learners that it has at once into few requests.
+        learners_a_request: how many learners each of the callers puts into a request; a caller alone sends one.
     """
 
     number: str
@@ -50,7 +50,7 @@ class Rung:
     variant: str = ""
     transport: Transport = "grpc"
     part: Part = "ensemble"
-    learners_a_request: bool = False
+    learners_a_request: int = 1
     skipped: str | None = None
 
 
@@ -78,10 +78,10 @@ RUNGS = (
     Rung(
         "9",
         "learners a request",
-        "the client packs learners that wait into two requests",
+        "each of several callers sends 8 learners a request",
         None,
         "tuned",
-        learners_a_request=True,
+        learners_a_request=8,
     ),
     Rung("10", "shared memory", "client and server on one host", None, "tuned", "shared memory"),
     Rung("11", "CUDA", "the core on a GPU", None, "cuda"),
