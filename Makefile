@@ -14,6 +14,9 @@ SERVED ?=
 RUNGS ?=
 QUICK ?=
 PUBLISH ?=
+URL ?=
+HTTP_URL ?=
+P99_MS ?=
 LENGTHS ?= $(firstword $(wildcard ../shared/data/*/))
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
@@ -26,10 +29,12 @@ PEERS := .venv-peers/.installed
 MODEL := $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
 	$(if $(DATA),--data '$(DATA)') $(if $(LEARNERS),--learners '$(LEARNERS)') $(if $(NETWORK),--network '$(NETWORK)')
 TARGET := $(MODEL) $(if $(OUT),--out '$(OUT)')
+SWEPT = $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(if $(OUT),--out '$(OUT)') \
+	$(if $(NETWORK),--network '$(NETWORK)') $(OWN) $(if $(QUICK),--quick)
 OWN := $(if $(FACTORY),--factory '$(FACTORY)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train evaluate repo serve bench bench-peers test test-unit lint clean
+.PHONY: help setup demo train evaluate repo serve bench bench-peers analyze tune test test-unit lint lint-config clean
 
 help: ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -71,6 +76,12 @@ bench-peers: $(SETUP) $(PEERS) ## serve the same core by other servers, in a .ve
 	@$(BIN)/python -m build bench-peers $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
 		$(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
+analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what it found [QUICK=1 URL=host:port HTTP_URL= SPEC=]
+	@$(BIN)/python -m build analyze $(SWEPT) $(if $(URL),--url '$(URL)') $(if $(HTTP_URL),--http-url '$(HTTP_URL)')
+
+tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into the spec if it gains [P99_MS= QUICK=1 SPEC=]
+	@$(BIN)/python -m build tune $(SWEPT) $(if $(P99_MS),--p99-ms $(P99_MS))
+
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
 	$(BIN)/python -m pytest
 
@@ -81,6 +92,9 @@ lint: $(SETUP) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint-config: $(SETUP) ## find settings of a model repository that do nothing or harm [OUT=folder, anyone's]
+	@$(BIN)/python -m ensemble lint '$(or $(OUT),models)'
 
 clean: ## remove what was built; .venv and .venv-peers stay
 	rm -rf build/artifacts models/core/1/model.onnx* .pytest_cache .ruff_cache .mypy_cache .hypothesis

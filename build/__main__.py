@@ -1,4 +1,4 @@
-"""Command line of `build`: train, repo, reduce, serve, demo, evaluate, bench, bench-peers."""
+"""Command line of `build`: train, repo, reduce, serve, demo, evaluate, bench, bench-peers, analyze, tune."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from build import ARTIFACTS, ROOT
 from build.progress import answers, bar, board, console
 from build.workspace import Workspace, open_workspace
 from ensemble.command import run
+from ensemble.lint import lint
 from ensemble.spec import DEFAULT_SPEC
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -279,6 +280,48 @@ def bench_peers(
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def analyze(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    out: OutFolder = None,
+    network: NetworkName = None,
+    factory: Factory = None,
+    url: Annotated[str, typer.Option("--url", help="gRPC endpoint of a server that runs: measure it as it is")] = "",
+    http_url: Annotated[str, typer.Option("--http-url", help="Its HTTP endpoint, if it is not on port 8000")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="The ends of each axis, in a few minutes")] = False,
+) -> None:
+    """Sweep the ensemble and the core with Model Analyzer, and draw what it found."""
+    from build.analyzer import analysis
+
+    workspace = open_workspace(spec, checkpoint, out, network=network, factory=factory)
+    if not url:
+        _repo(workspace)
+    for path in analysis.analyze(workspace, quick, url, http_url):
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def tune(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    out: OutFolder = None,
+    network: NetworkName = None,
+    factory: Factory = None,
+    p99_ms: Annotated[
+        float | None,
+        typer.Option("--p99-ms", min=0.1, help="The budget [default: twice the present p99 with one caller]"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The ends of each axis, in a few minutes")] = False,
+) -> None:
+    """Sweep, choose under a latency budget, measure the choice beside the present one, and write it if it gains."""
+    from build.analyzer import analysis
+
+    workspace = open_workspace(spec, checkpoint, out, network=network, factory=factory)
+    _repo(workspace)
+    analysis.tune(workspace, quick, p99_ms)
+
+
 def _leave(number: int, _: object) -> None:
     """End as by Ctrl-C: servers that rest would stay behind otherwise."""
     raise SystemExit(128 + number)
@@ -316,6 +359,12 @@ def _repo(workspace: Workspace) -> None:
     built = repository.build(workspace.spec, workspace.checkpoint, workspace.out)
     done = f"wrote {len(built.changed)} files to" if built.changed else "up to date:"
     console.print(f"{done} {built.folder} (parity {built.parity:.1e})", highlight=False, soft_wrap=True)
+    for finding in lint(built.folder):
+        console.print(str(finding), highlight=False, soft_wrap=True)
+    if (workspace.spec_file, workspace.out) == (DEFAULT_SPEC, ROOT / "models"):
+        from build.analyzer import profile
+
+        profile.write(workspace.spec)
     if workspace.spec_file != DEFAULT_SPEC:
         console.print(f"its spec: {workspace.spec_file}", highlight=False, soft_wrap=True)
 

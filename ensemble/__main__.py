@@ -1,4 +1,4 @@
-"""Command line of `ensemble`: ask a running server."""
+"""Command line of `ensemble`: ask a running server, check a repository."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ensemble.client import DEFAULT_URL, Client, Prediction, Tls
 from ensemble.command import run
 from ensemble.errors import LastrowError
 from ensemble.history import History, read, read_text
+from ensemble.lint import lint as lint_repository
 from ensemble.spec import DEFAULT_SPEC, Spec
 from ensemble.vocabulary import Vocabulary
 
@@ -126,6 +127,23 @@ def _show(histories: list[History], answers: list[Prediction], count: int, words
             table.add_row(*first, str(problem), f"{chance:.3f}")
         table.add_section()
     Console().print(table)
+
+
+@app.command()
+def lint(
+    repository: Annotated[Path, typer.Argument(help="A model repository, anyone's")],
+    length: Annotated[int, typer.Option(min=1, help="Assumed for each dimension of -1")] = 512,
+    cores: Annotated[int | None, typer.Option(min=1, help="Of the machine that serves [default: this one's]")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too")] = False,
+) -> None:
+    """Find settings that Triton takes without a word and that do nothing, or harm. Exit code 1 where one is an error."""
+    found = lint_repository(repository, length, cores)
+    for finding in found:
+        print(finding)
+    if not found:
+        print(f"{repository}: nothing to change")
+    if any(strict or finding.severity == "error" for finding in found):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def run(app: typer.Typer) -> None:
         app()
     except LastrowError as e:
         print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(e.exit_code)
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
         sys.exit(1)

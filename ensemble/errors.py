@@ -4,6 +4,8 @@
 class LastrowError(Exception):
     """Base of every error this project raises on purpose. Command lines print it as one line, without a traceback."""
 
+    exit_code = 1
+
 
 class SpecError(LastrowError):
     """The spec is missing, is not TOML, or says something that cannot be served."""

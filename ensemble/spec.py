@@ -162,6 +162,15 @@ class Steps(_Table):
     propose: Step = Step()
 
 
+class Tuned(_Table):
+    """When and on what the steps were tuned, and what it gained: both ratios are above 1 where it is faster."""
+
+    time: str
+    machine: str
+    speed: float
+    throughput: float
+
+
 class Tensor(_Table):
     """A tensor's type and a learner's shape, without the batch axis. name defaults to the tensor's role."""
 
@@ -213,6 +222,7 @@ class Spec(_Table):
     parity: Parity
     batching: Batching
     steps: Steps = Steps()
+    tuned: Tuned | None = None
     tensors: Tensors
 
     @model_validator(mode="after")

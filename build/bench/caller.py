@@ -138,7 +138,11 @@ def answers_of(core: Path, spec: Spec, histories: Sequence[History]) -> list[np.
     ids, responses, lengths = windows(histories, spec.model.window)
     named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)
     feeds = {tensor.name: value for tensor, value in zip(named, (ids, responses, lengths[:, 0]), strict=True)}
-    return list(probabilities(session.run(None, feeds)[0]))
+    taken = {entry.name for entry in session.get_inputs()}
+    logits = session.run(None, {name: value for name, value in feeds.items() if name in taken})[0]
+    if spec.reduce.where != "core":
+        logits = logits[np.arange(len(lengths)), lengths[:, 0] - 1]
+    return list(probabilities(logits))
 
 
 def full_windows(spec: Spec, learners: int = 8) -> list[History]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpcclient
 
-from build.bench import load, machine, statistic
+from build.bench import contest, load, machine
 from build.bench.caller import Caller, answers_of, connect, full_windows
+from build.bench.cell import Cell
 from build.bench.local import BATCHES, Local, LocalError
 from build.bench.rung import NAIVE, Rung, Variant, build, candidates, names, variants
 from build.interactions import read_folds
@@ -29,9 +30,7 @@ from ensemble.spec import Spec
 
 MIX = "mix"
 MIXED = 64  # learners that are drawn for the mix of lengths
-BUSY = 16  # streams that throughput is tuned for
 TUNING_ROUNDS = 3
-AWAKE = 3  # calls that a server which has just been woken answers before it is timed
 Progress = Callable[[float | None, str], None]
 
 
@@ -52,48 +51,6 @@ class Settings:
     def quick(cls) -> Settings:
         """For about two minutes, builds and server starts included once they are cached."""
         return cls(rounds=3, turn_s=0.3, concurrencies=(1, 16), tuning_s=0.3)
-
-
-@dataclass
-class Cell:
-    """What one rung did under one load: a list entry a round."""
-
-    latencies_ms: list[list[float]] = field(default_factory=list)
-    client_ms: list[list[float]] = field(default_factory=list)
-    throughputs: list[float] = field(default_factory=list)
-    parts: list[dict[str, float]] = field(default_factory=list)
-    wire_bytes: list[float] = field(default_factory=list)
-
-    def summary(self) -> dict[str, Any]:
-        """p50, p95 and the interval of p50 in milliseconds, learners a second, and the parts, which add up to p50."""
-        calls = [value for turn in self.latencies_ms for value in turn]
-        rounds = [statistics.median(turn) for turn in self.latencies_ms]
-        p50 = statistics.median(calls)
-        found: dict[str, Any] = {
-            "p50_ms": p50,
-            "p95_ms": float(np.percentile(calls, 95)),
-            "interval_ms": statistic.interval(rounds),
-            "rounds_ms": rounds,
-            "calls": len(calls),
-            "throughput": statistics.median(self.throughputs),
-            "throughput_rounds": self.throughputs,
-        }
-        if self.parts:
-            # Triton counts means, and a mean is above the median: shares of the mean are shares of p50.
-            means = [statistics.fmean(turn) for turn in self.latencies_ms]
-
-            def share(spent: Iterable[float]) -> float:
-                return p50 * statistics.median(ms / mean for ms, mean in zip(spent, means, strict=True))
-
-            phases = {key: share(turn.get(key, 0.0) for turn in self.parts) for key in self.parts[0]}
-            outside = p50 - sum(phases.values())
-            # A client's thread may be busy waiting while the server works; that is not the client's share.
-            client = max(min(share(statistics.fmean(turn) for turn in self.client_ms), outside), 0.0)
-            found["parts_ms"] = {"client": client, "wire": outside - client, **phases}
-            found["wire_and_client_ms"] = outside
-        if self.wire_bytes:
-            found["wire_bytes"] = statistics.median(self.wire_bytes)
-        return found
 
 
 class Climb:
@@ -122,7 +79,7 @@ class Climb:
         self._callers: dict[str, list[Caller]] = {}
         self.loads = {
             str(workspace.spec.model.window): full_windows(workspace.spec),
-            MIX: _mix(workspace, lengths or workspace.data),
+            MIX: mix(workspace, lengths or workspace.data),
         }
         self._real = (lengths or workspace.data) is not None
 
@@ -236,40 +193,21 @@ class Climb:
     def _tune(self, progress: Progress) -> Spec:
         """The candidate of the highest throughput among those whose p50 is within a tenth of the lowest; all in turns."""
         specs = candidates(self.workspace.spec, quick=self.settings.rounds < Settings().rounds)
-        full, rung = self.loads[str(self.workspace.spec.model.window)], Rung("8", "tuned", "")
-        latencies: list[list[float]] = [[] for _ in specs]
-        throughputs: list[list[float]] = [[] for _ in specs]
-        with ExitStack() as stack:
-            servers, callers = [], []
-            for number, spec in enumerate(specs):
-                progress(None, f"tune: start {_setting(spec)}")
-                repository = build(Variant(spec), self.workspace.checkpoint, self.folder / f"candidate_{number}")
-                server = stack.enter_context(Server(repository, log=self.folder / f"candidate_{number}.log"))
-                stack.callback(server.wake)
-                servers.append(server)
-                callers.append([connect(rung, server, spec) for _ in range(BUSY)])
-                load.run(callers[-1], full, 1, 0.2)
-                server.rest()
-            for _ in range(TUNING_ROUNDS):
-                for number, server in enumerate(servers):
-                    progress(None, f"tune: {_setting(specs[number])}")
-                    server.wake()
-                    one = load.run(callers[number][:1], full, 1, self.settings.tuning_s, warm_up=AWAKE)
-                    many = load.run(callers[number], full, 1, self.settings.tuning_s)
-                    server.rest()
-                    latencies[number].append(statistics.median(one.latencies_ms))
-                    throughputs[number].append(many.throughput)
-            for server, connected in zip(servers, callers, strict=True):
-                server.wake()
-                for caller in connected:
-                    caller.close()
-        p50s, rates = [statistics.median(x) for x in latencies], [statistics.median(x) for x in throughputs]
-        best = max((n for n, p50 in enumerate(p50s) if p50 <= 1.1 * min(p50s)), key=rates.__getitem__)
+        full, folder = self.loads[str(self.workspace.spec.model.window)], self.folder / "candidates"
+        seconds = self.settings.tuning_s
+        found = contest.run(specs, self.workspace.checkpoint, folder, full, TUNING_ROUNDS, seconds, progress)
+        lowest = min(contender.p50_ms for contender in found)
+        best = max((c for c in found if c.p50_ms <= 1.1 * lowest), key=lambda contender: contender.throughput)
         self.tuning = [
-            {"setting": _setting(spec), "p50_ms": p50s[n], f"throughput_{BUSY}": rates[n], "chosen": n == best}
-            for n, spec in enumerate(specs)
+            {
+                "setting": contest.setting(contender.spec),
+                "p50_ms": contender.p50_ms,
+                f"throughput_{contest.BUSY}": contender.throughput,
+                "chosen": contender is best,
+            }
+            for contender in found
         ]
-        return specs[best]
+        return best.spec
 
     def _compare(self, core: Path) -> None:
         """Every rung answers the same, or there is nothing to compare.
@@ -312,23 +250,13 @@ class Climb:
         if rung.part != "ensemble" or self._specs[rung.variant].shortest_history:
             learners = [h for h in learners if len(h)]
         server = self._servers[rung.variant]
-        server.wake()
+        server.wake()  # a connection over shared memory is registered there
         callers = self._connected(rung, concurrency)
         if first:
             load.run(callers, learners, size, 0.0, warm_up=2)
         asked = {"naive": NAIVE, "core": config.CORE, "ensemble": self.workspace.spec.model.name}[rung.part]
-        for _ in range(AWAKE):
-            callers[0].ask(learners[:size])
-        before, sent = statistic.counters(self._statistics[rung.variant]), machine.loopback_bytes()
-        turn = load.run(callers, learners, size, self.settings.turn_s, warm_up=0)
-        arrived, after = machine.loopback_bytes(), statistic.counters(self._statistics[rung.variant])
-        server.rest()
-        cell.latencies_ms.append(turn.latencies_ms)
-        cell.client_ms.append(turn.client_ms)
-        cell.throughputs.append(turn.throughput)
-        cell.parts.append(statistic.parts(before, after, asked))
-        if sent is not None and arrived is not None:
-            cell.wire_bytes.append((arrived - sent) / len(turn.latencies_ms))
+        connection = self._statistics[rung.variant]
+        cell.measure(server, connection, callers, learners, self.settings.turn_s, asked, size)
 
     def _connected(self, rung: Rung, count: int) -> list[Caller]:
         callers = self._callers.setdefault(rung.name, [])
@@ -340,11 +268,6 @@ class Climb:
         for callers in self._callers.values():
             for caller in callers:
                 caller.close()
-
-
-def _setting(spec: Spec) -> str:
-    core, steps = spec.steps.core, spec.steps.preprocess.instances
-    return f"core {core.instances} x {core.intra_op_threads} threads, steps x {steps}"
 
 
 def hops(spec: Spec, rung: Rung) -> dict[str, int]:
@@ -391,7 +314,7 @@ def _possible(rung: Rung, workspace: Workspace) -> Rung:
     return rung
 
 
-def _mix(workspace: Workspace, lengths: Path | None) -> list[History]:
+def mix(workspace: Workspace, lengths: Path | None) -> list[History]:
     """Learners whose histories are as long as those of a folder's learners; without one, as the simulated ones'."""
     learners = [history for fold in (read_folds(lengths) if lengths else workspace.folds()) for history in fold]
     rng = np.random.default_rng(0)

@@ -1,0 +1,207 @@
+"""`make analyze` and `make tune`: sweeps, what they found as a page, and the choice among it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+from rich.table import Table
+
+from build import ARTIFACTS
+from build.analyzer import page, profile, result, sweep, tuning
+from build.analyzer.profile import CORE_SWEEP, ENSEMBLE_SWEEP, SEED_DELAY_US, Part, Profile
+from build.analyzer.result import Point, Setting
+from build.analyzer.sweep import Sweep
+from build.bench import contest, ladder, machine
+from build.bench.contest import Contender
+from build.progress import answers, bar, console
+from build.workspace import Workspace
+from ensemble import config
+from ensemble.spec import Spec
+
+BEST_ROUNDS, BEST_TURN_S = 3, 0.6
+BUDGET = 2.0  # times the present p99 with one caller
+
+
+def analyze(workspace: Workspace, quick: bool, url: str = "", http_url: str = "") -> list[Path]:
+    """Sweep ensemble and core, measure the best once more, and write analysis.json, report.html and the pictures.
+
+    Args:
+        quick: the ends of each axis.
+        url: gRPC endpoint of a server that runs; its ensemble is measured as it is, with several numbers of callers.
+
+    Returns:
+        What was written.
+
+    Raises:
+        SweepError, InterruptedSweepError, PerfAnalyzerError, ServerError.
+    """
+    folder = _folder(workspace)
+    parts: dict[Part, list[Point]] = {}
+    sweeps: list[Sweep] = []
+    for kind in (ENSEMBLE_SWEEP,) if url else (ENSEMBLE_SWEEP, CORE_SWEEP):
+        done, points = _sweep(workspace, kind, quick, url, http_url)
+        parts[kind.part] = points
+        sweeps.append(done)
+    report = _report(workspace, parts, url)
+    if not url:
+        report["best"] = _best(workspace, parts["ensemble"], folder)
+    report["files"] = [str(path.relative_to(folder)) for done in sweeps for path in _own(done)]
+    ladder.save(report, folder / "analysis.json")
+    written = page.write(report, folder)
+    for part, points in parts.items():
+        answers().print(_table(f"{part}: the front of {len(points)} measurements", result.front(points)))
+    return [*written, folder / "analysis.json", *(done.results for done in sweeps)]
+
+
+def tune(workspace: Workspace, quick: bool, p99_ms: float | None) -> bool:
+    """Sweep the ensemble, choose by throughput under the budget, measure again, and write what gains.
+
+    Args:
+        p99_ms: the budget; None for twice the present p99 with one caller.
+
+    Returns:
+        Whether the spec was changed.
+    """
+    _, points = _sweep(workspace, ENSEMBLE_SWEEP, quick)
+    folder, spec = _folder(workspace) / "tuning", workspace.spec
+    learners = profile.histories(spec)
+    if p99_ms is None:
+        with bar("measure the present one") as update:
+            (present,) = contest.run([spec], workspace.checkpoint, folder, learners, 2, 1.0, update, workspace.out)
+        p99_ms = BUDGET * present.one.summary()["p99_ms"]
+    # Clients may send as many learners a request as they could before.
+    allowed = [p for p in points if p.setting.max_batch_size >= spec.batching.max_batch_size]
+    chosen = result.best(allowed, p99_ms, page.SHOWN)
+    answers().print(_table(f"chosen by throughput, p99 at most {p99_ms:.1f} ms", chosen))
+    settings = {contest.setting(p.setting.applied(spec)): p.setting for p in chosen}
+    settings.pop(contest.setting(spec), None)
+    if not settings:
+        _say("the present configuration is the best that was found: nothing is changed")
+        return False
+    specs = [setting.applied(spec) for setting in settings.values()]
+    with bar("measure again, in turns") as update:
+        present, *others = contest.run(
+            [spec, *specs], workspace.checkpoint, folder, learners, tuning.ROUNDS, tuning.TURN_S, update, workspace.out
+        )
+    found = tuning.gains(present, others, p99_ms)
+    answers().print(_gains(present, found))
+    real = [gain for gain in found if gain.real]
+    if not real:
+        _say("no gain survived the second measurement: nothing is changed")
+        return False
+    built = tuning.write(workspace, settings[contest.setting(real[0].contender.spec)], real[0])
+    _say(f"wrote {workspace.spec_file} and {len(built.changed)} files of {built.folder} (parity {built.parity:.1e})")
+    return True
+
+
+def _sweep(
+    workspace: Workspace, kind: Profile, quick: bool, url: str = "", http_url: str = ""
+) -> tuple[Sweep, list[Point]]:
+    wanted = profile.for_machine(kind)
+    if quick:
+        wanted = profile.quick(wanted)
+    ready = sweep.prepare(wanted, workspace.spec, workspace.out, _folder(workspace), url, http_url)
+    with bar(f"sweep the {kind.part}") as update:
+        sweep.run(ready, update)
+    return ready, result.read(ready, served_setting(url, workspace.spec) if url else None)
+
+
+def served_setting(url: str, spec: Spec) -> Setting:
+    """What a server that runs already says of its models."""
+    with grpcclient.InferenceServerClient(url) as client:
+        return Setting.read({name: client.get_model_config(name).config for name in profile.steps(spec)})
+
+
+def _best(workspace: Workspace, points: Sequence[Point], folder: Path) -> list[dict[str, Any]]:
+    """The best settings, the present one and the 100 ms delay, taken apart."""
+    spec = workspace.spec
+    found = {
+        contest.setting(p.setting.applied(spec)): p.setting.applied(spec)
+        for p in result.best(points, np.inf, page.SHOWN)
+    }
+    titles = [f"{number}. {name}" for number, name in enumerate(found, 1)]
+    specs, marks = list(found.values()), ["chosen"] * len(found)
+    if contest.setting(spec) in found:
+        titles[list(found).index(contest.setting(spec))] += " (the present one)"
+    else:
+        specs, titles, marks = [*specs, spec], [*titles, "the present one"], [*marks, ""]
+    slow = spec.model_dump()
+    slow["steps"][config.CORE]["queue_delay_us"] = SEED_DELAY_US
+    specs, titles, marks = [*specs, Spec.model_validate(slow)], [*titles, "with a 100 ms delay"], [*marks, "seed"]
+    with bar("measure the best again") as update:
+        learners = profile.histories(spec)
+        measured = contest.run(
+            specs, workspace.checkpoint, folder / "best", learners, BEST_ROUNDS, BEST_TURN_S, update, workspace.out
+        )
+    return [
+        {"title": title, "mark": mark, "one": contender.one.summary(), "many": contender.many.summary()}
+        for title, mark, contender in zip(titles, marks, measured, strict=True)
+    ]
+
+
+def _report(workspace: Workspace, parts: dict[Part, list[Point]], url: str) -> dict[str, Any]:
+    spec = workspace.spec
+    lengths = [min(len(h), spec.model.window) for h in profile.histories(spec)]
+    return {
+        "model": spec.model.name,
+        "window": spec.model.window,
+        "median_length": int(np.median(lengths)),
+        "machine": machine.describe(),
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "version": importlib.metadata.version("triton-model-analyzer"),
+        "url": url,
+        "present": {part: asdict(Setting.of(spec, part)) for part in parts},
+        "sweeps": {part: [asdict(point) for point in points] for part, points in parts.items()},
+        "best": [],
+    }
+
+
+def _own(done: Sweep) -> Iterable[Path]:
+    """Model Analyzer's tables, plots and reports."""
+    for kind in ("csv", "png", "html", "pdf"):
+        yield from sorted((done.work / "results").rglob(f"*.{kind}"))
+
+
+def _table(title: str, points: Sequence[Point]) -> Table:
+    shown = Table(title=title)
+    for name in ("configuration", "callers", "learners/s", "mean ms", "p99 ms"):
+        shown.add_column(name, justify="left" if name == "configuration" else "right")
+    for p in points:
+        shown.add_row(str(p.setting), str(p.concurrency), f"{p.throughput:.0f}", f"{p.mean_ms:.1f}", f"{p.p99_ms:.1f}")
+    return shown
+
+
+def _gains(present: Contender, gains: Sequence[tuning.Gain]) -> Table:
+    shown = Table(title="measured again, in turns: one caller, and learners a second with 16")
+    for name in ("configuration", "p50 ms", "p99 ms", "times faster", "learners/s", "times the throughput"):
+        shown.add_column(name, justify="left" if name == "configuration" else "right")
+
+    def row(contender: Contender, *ratios: str) -> list[str]:
+        one = contender.one.summary()
+        numbers = [f"{one['p50_ms']:.2f}", f"{one['p99_ms']:.2f}", f"{contender.throughput:.0f}"]
+        return [contest.setting(contender.spec), *numbers[:2], ratios[0], numbers[2], ratios[1]]
+
+    shown.add_row(*row(present, "the present one", ""))
+    for gain in gains:
+        shown.add_row(
+            *row(
+                gain.contender,
+                *(f"{m:.2f} ({low:.2f} to {high:.2f})" for m, low, high in (gain.speed, gain.throughput)),
+            )
+        )
+    return shown
+
+
+def _folder(workspace: Workspace) -> Path:
+    return ARTIFACTS / "analyzer" / workspace.spec_file.parent.name / workspace.spec_file.stem
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,265 @@
+"""Model Analyzer's configurations, made from the spec through one template, and perf_analyzer's input."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+
+from build import ROOT
+from build.bench.caller import windows
+from build.simulation import simulate
+from ensemble import config
+from ensemble.history import History
+from ensemble.spec import Spec
+
+CONFIGS = ROOT / "analyzer_configs"
+TEMPLATE = "template.yaml.j2"
+LEARNERS = 32  # that perf_analyzer asks for in turns
+SEED_DELAY_US = 100_000  # where reports of a slow Triton start
+Part = Literal["ensemble", "core"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One sweep: what is varied, how the points are found, and what counts.
+
+    Attributes:
+        name: of the file in analyzer_configs/.
+        title: its first line.
+        part: the model that is asked: the ensemble, or the core alone.
+        search: Model Analyzer's run_config_search_mode.
+        instances: of each step that is varied, processes or sessions.
+        steps_varied: the Python steps whose instances are varied too.
+        batches: the core's max_batch_size; those above the spec's are left out.
+        delays: the core's queue delays in microseconds.
+        preferred: preferred batch sizes that the core is tried with, at a delay of 1 ms.
+        concurrency: requests in flight.
+        objectives: metrics by weight; constraints: bounds, e.g. {"perf_latency_p99": ("max", 50)} in milliseconds.
+        requests: perf_analyzer's measurement window, in requests.
+        stability: by how many percent three windows may differ.
+    """
+
+    name: str
+    title: str
+    part: Part
+    search: Literal["optuna", "quick", "brute"]
+    instances: tuple[int, ...] = (1, 2)
+    steps_varied: tuple[str, ...] = (config.PREPROCESS, config.POSTPROCESS)
+    batches: tuple[int, ...] = (8, 32)
+    delays: tuple[int, ...] = (0, 100, SEED_DELAY_US)
+    preferred: tuple[int, ...] = ()
+    concurrency: tuple[int, ...] = (2, 16)
+    gpu: bool = False
+    objectives: dict[str, int] = field(default_factory=dict)
+    constraints: dict[str, tuple[str, int]] = field(default_factory=dict)
+    requests: int = 50
+    stability: int = 10
+
+
+ENSEMBLE_SWEEP = Profile(
+    "ensemble-sweep",
+    "Every step's instances, the core's batch size and queue delay, and the number of callers.",
+    "ensemble",
+    "optuna",
+)
+CORE_SWEEP = Profile(
+    "core-sweep",
+    "The core alone: instances, queue delay, batch size, preferred sizes, and the number of callers.",
+    "core",
+    "brute",
+    delays=(0, 100, 500, 1000, SEED_DELAY_US),
+    preferred=(4, 8),
+    concurrency=(1, 4, 16),
+)
+PROFILES = (
+    ENSEMBLE_SWEEP,
+    Profile(
+        "ensemble-quick",
+        "Quick search over the ensemble and all its steps: a few minutes.",
+        "ensemble",
+        "quick",
+        concurrency=(8,),
+    ),
+    CORE_SWEEP,
+    Profile(
+        "ensemble-latency",
+        "The lowest p99 that still answers a hundred learners a second.",
+        "ensemble",
+        "optuna",
+        delays=(0, 100, 1000),
+        concurrency=(1, 2, 4),
+        objectives={"perf_latency_p99": 1},
+        constraints={"perf_throughput": ("min", 100)},
+    ),
+    Profile(
+        "ensemble-throughput",
+        "The most learners a second with a p99 of 100 ms at most.",
+        "ensemble",
+        "optuna",
+        delays=(0, 100, 1000),
+        concurrency=(4, 16, 32),
+        objectives={"perf_throughput": 1},
+        constraints={"perf_latency_p99": ("max", 100)},
+    ),
+    replace(
+        ENSEMBLE_SWEEP,
+        name="gpu-ensemble",
+        title="As ensemble-sweep, with the core on a GPU and the Python steps on the CPU.",
+        gpu=True,
+    ),
+    replace(CORE_SWEEP, name="gpu-core", title="As core-sweep, with the core on a GPU.", gpu=True),
+)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a sweep reads and writes; as they are written into the configuration."""
+
+    repository: Path
+    work: Path
+    input: Path
+
+
+def quick(profile: Profile) -> Profile:
+    """The same sweep over the ends of its axes, for a few minutes on two cores."""
+    if profile.part == "core":
+        return replace(
+            profile, batches=profile.batches[-1:], preferred=(), concurrency=profile.concurrency[-1:], stability=30
+        )
+    return replace(
+        profile,
+        steps_varied=profile.steps_varied[:1],
+        batches=profile.batches[-1:],
+        delays=(profile.delays[0], profile.delays[-1]),
+        concurrency=profile.concurrency[:1],  # starting a configuration takes longer than measuring it
+        stability=30,
+    )
+
+
+def for_machine(profile: Profile) -> Profile:
+    """With instance counts up to this machine's cores, in powers of two."""
+    cores = len(os.sched_getaffinity(0))
+    return replace(profile, instances=tuple(count for count in (1, 2, 4, 8, 16) if count <= cores) or (1,))
+
+
+def counts(profile: Profile, spec: Spec) -> dict[str, list[int]]:
+    """The instance counts that each step is tried with. A step that is not varied keeps the spec's."""
+    varied = (*profile.steps_varied, config.CORE) if profile.part == "ensemble" else (config.CORE,)
+    return {
+        step: list(profile.instances) if step in varied else [getattr(spec.steps, step).instances]
+        for step in steps(spec)
+    }
+
+
+def steps(spec: Spec) -> list[str]:
+    """The ensemble's composing models, in their order."""
+    return [step.model_name for step in config.repository(spec)[spec.model.name].ensemble_scheduling.step]
+
+
+def points(profile: Profile, spec: Spec) -> int:
+    """Measurements in the whole grid."""
+    grid = len(profile.concurrency) * len(profile.batches)
+    for values in counts(profile, spec).values():
+        grid *= len(values)
+    if profile.part == "core":
+        grid = len(profile.concurrency) * len(profile.batches) * len(profile.instances)
+    return grid * (len(profile.delays) + len(profile.preferred))
+
+
+def render(
+    profile: Profile,
+    spec: Spec,
+    paths: Paths,
+    ports: Sequence[int] = (),
+    url: str = "",
+    http_url: str = "",
+) -> str:
+    """The YAML file.
+
+    Args:
+        ports: for HTTP, gRPC and metrics of the server that Model Analyzer starts; empty for Triton's own.
+        url: gRPC endpoint of a server that runs already, instead of one that is started.
+    """
+    environment = jinja2.Environment(  # noqa: S701 YAML, not HTML
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    values: dict[str, Any] = {**vars(profile)}
+    values["batches"] = list(profile.batches)
+    values["delays"] = list(profile.delays)
+    values["concurrency"] = list(profile.concurrency)
+    values["preferred"] = [[size] for size in profile.preferred]
+    return environment.get_template(TEMPLATE).render(
+        values,
+        model=spec.model.name if profile.part == "ensemble" else config.CORE,
+        steps=steps(spec),
+        core=config.CORE,
+        counts=counts(profile, spec),
+        max_batch=max(profile.batches),
+        trials=6 * points(profile, spec),
+        paths=paths,
+        ports=list(ports),
+        url=url,
+        http_url=http_url,
+    )
+
+
+def histories(spec: Spec) -> list[History]:
+    """Simulated learners with a history each, of the lengths that `build/simulation.py` documents."""
+    return [h for h in simulate(spec.model.problems, 2 * LEARNERS) if len(h)][:LEARNERS]
+
+
+def request(spec: Spec, part: Part, learners: Sequence[History]) -> str:
+    """perf_analyzer's input: one request a learner, in its JSON format."""
+    tensors = spec.tensors
+    data = []
+    for learner in learners:
+        if part == "ensemble":
+            values = [learner.problem_ids[-spec.model.window :], learner.responses[-spec.model.window :]]
+            named = [tensors.problem_ids, tensors.responses]
+        else:
+            width = next(width for width in spec.model.widths if width >= min(len(learner), spec.model.window))
+            values = [value[0] for value in windows([learner], width)]
+            named = [tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths]
+            if spec.reduce.where != "core":
+                named = named[:2]
+        data.append(
+            {
+                tensor.name: {"content": value.tolist(), "shape": list(value.shape)}
+                for tensor, value in zip(named, values, strict=False)
+            }
+        )
+    return json.dumps({"data": data}, separators=(",", ":")) + "\n"
+
+
+def files(spec: Spec) -> dict[str, str]:
+    """Everything in analyzer_configs/, by file name: what works from the repository's root as it is."""
+    found = {f"input-{part}.json": request(spec, part, histories(spec)) for part in ("ensemble", "core")}  # type: ignore[arg-type]
+    for profile in PROFILES:
+        paths = Paths(
+            Path("models"),
+            Path("build/artifacts/analyzer") / profile.name,
+            Path("analyzer_configs") / f"input-{profile.part}.json",
+        )
+        found[f"{profile.name}.yaml"] = render(profile, spec, paths)
+    return found
+
+
+def write(spec: Spec) -> None:
+    """Bring analyzer_configs/ to what the spec asks for."""
+    wanted = files(spec)
+    for path in CONFIGS.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        path = CONFIGS / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.with_suffix(".tmp").write_text(text, encoding="utf-8")
+            path.with_suffix(".tmp").replace(path)

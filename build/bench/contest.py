@@ -1,0 +1,135 @@
+"""Specs against each other: a server each, loaded in turns, so that whatever the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+
+from build.bench import load, statistic
+from build.bench.caller import EnsembleClient, answers_of
+from build.bench.cell import Cell
+from build.bench.rung import Variant, build
+from build.server import Server
+from ensemble import config
+from ensemble.errors import LastrowError
+from ensemble.history import History
+from ensemble.spec import Spec
+
+BUSY = 16  # callers that throughput is measured with
+Progress = Callable[[float | None, str], None]
+
+
+class ContestError(LastrowError):
+    """A contender answers something else than ONNX Runtime does."""
+
+
+@dataclass
+class Contender:
+    """A spec, and what it did with one caller and with BUSY."""
+
+    spec: Spec
+    one: Cell = field(default_factory=Cell)
+    many: Cell = field(default_factory=Cell)
+
+    @property
+    def p50_ms(self) -> float:
+        """With one caller: the median over turns."""
+        return statistics.median(self.one.p50s_ms)
+
+    @property
+    def throughput(self) -> float:
+        """Learners a second with BUSY callers: the median over turns."""
+        return statistics.median(self.many.throughputs)
+
+
+def run(
+    specs: Sequence[Spec],
+    checkpoint: Path,
+    folder: Path,
+    learners: Sequence[History],
+    rounds: int,
+    seconds: float,
+    progress: Progress,
+    lender: Path | None = None,
+) -> list[Contender]:
+    """Build and start all, hold their answers against ONNX Runtime's, and measure in turns.
+
+    Args:
+        folder: repositories and logs go there.
+        seconds: a turn, with one caller and with BUSY each.
+        lender: a repository whose core is taken where it is the same; by default the first contender's.
+
+    Raises:
+        ContestError: one answers something else.
+    """
+    contenders = [Contender(spec) for spec in specs]
+    with ExitStack() as stack:
+        ready = []
+        for number, spec in enumerate(specs):
+            progress(None, f"start {number + 1} of {len(specs)}: {setting(spec)}")
+            if number or lender:
+                _lend(lender or folder / "0", folder / str(number))
+            repository = build(Variant(spec), checkpoint, folder / str(number))
+            server = stack.enter_context(Server(repository, log=folder / f"{number}.log"))
+            stack.callback(server.wake)  # only who is awake can be told to end
+            counters = grpcclient.InferenceServerClient(server.grpc_url)
+            stack.callback(counters.close)
+            callers = [EnsembleClient(server.grpc_url, spec) for _ in range(BUSY)]
+            for caller in callers:
+                stack.callback(caller.close)
+            stack.callback(server.wake)  # a client's end waits for its server
+            _check(callers[0], repository / config.CORE / "1" / "model.onnx", spec, learners[:4])
+            load.run(callers, learners, 1, 0.2)
+            server.rest()
+            ready.append((server, counters, callers))
+        for turn in range(rounds):
+            order = list(zip(contenders, ready, strict=True))
+            shift = turn % len(order)
+            for done, (contender, (server, counters, callers)) in enumerate(order[shift:] + order[:shift]):
+                progress((turn + done / len(order)) / rounds, setting(contender.spec))
+                name = contender.spec.model.name
+                contender.one.measure(server, counters, callers[:1], learners, seconds, name)
+                contender.many.measure(server, counters, callers, learners, seconds, name)
+    return contenders
+
+
+def gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
+    """after / before, turn by turn: the median and its 95 % bootstrap interval."""
+    ratios = [b / a for a, b in zip(before, after, strict=True)]
+    return statistics.median(ratios), *statistic.interval(ratios)
+
+
+def setting(spec: Spec) -> str:
+    """What tells contenders apart, in a few words."""
+    steps = spec.steps
+    return (
+        f"core {steps.core.instances} x {steps.core.intra_op_threads or 'all'} threads, "
+        f"steps {steps.preprocess.instances} and {steps.postprocess.instances}, "
+        f"delay {steps.core.queue_delay_us:,} us, batch {spec.batching.max_batch_size}"
+    )
+
+
+def _lend(lender: Path, folder: Path) -> None:
+    """Give a repository another one's core, which is kept if it is the same: an export takes longer than a copy."""
+    target = folder / config.CORE / "1"
+    if not target.exists():
+        shutil.copytree(lender / config.CORE / "1", target)
+
+
+def _check(caller: EnsembleClient, core: Path, spec: Spec, learners: Sequence[History]) -> None:
+    allowed = spec.parity.max_abs_difference
+    for history, answer in zip(learners, answers_of(core, spec, learners), strict=True):
+        (served,) = caller.ask([history])
+        difference = float(np.abs(served - answer).max())
+        if not difference <= allowed:
+            raise ContestError(
+                f"served with {setting(spec)}, the answer is {difference:.1e} off ONNX Runtime's; allowed is {allowed:.0e} "
+                "(parity.max_abs_difference)"
+            )

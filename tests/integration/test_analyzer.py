@@ -1,0 +1,146 @@
+"""Model Analyzer for real: a short sweep, interrupted and resumed; a server that runs already; a bad spec made good."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tomlkit
+
+from build import ARTIFACTS, ROOT, perf_analyzer, repository
+from build.analyzer import analysis, profile, result, sweep
+from build.analyzer.result import Setting
+from build.workspace import Workspace
+from ensemble.spec import DEFAULT_SPEC, Spec
+from tests.integration.conftest import Served
+
+SHORT = dataclasses.replace(
+    profile.ENSEMBLE_SWEEP,
+    instances=(1,),
+    batches=(32,),
+    delays=(0, profile.SEED_DELAY_US),
+    concurrency=(1,),
+    requests=20,
+)
+
+
+@pytest.fixture
+def workspace(small_checkpoint: Path, tmp_path: Path) -> Workspace:
+    """A small model, as somebody's first attempt would serve it: 100 ms delay, one instance of everything."""
+    document = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
+    changes = {
+        "model": {"problems": 40, "window": 32},
+        "network": {"embedding": 8, "hidden": 12},
+    }
+    for table, values in changes.items():
+        document[table].update(values)  # type: ignore[union-attr]
+    for step in ("preprocess", "core", "postprocess", "propose"):
+        document["steps"][step]["instances"] = 1  # type: ignore[index]
+    document["steps"]["core"]["queue_delay_us"] = profile.SEED_DELAY_US  # type: ignore[index]
+    spec_file = tmp_path / "spec.toml"
+    spec_file.write_text(tomlkit.dumps(document), encoding="utf-8")
+    made = Workspace(Spec.read(spec_file), spec_file, small_checkpoint, tmp_path / "models", checkpoint_given=True)
+    repository.build(made.spec, made.checkpoint, made.out)
+    return made
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_perf_analyzer_runs_here():
+    executable, environment = perf_analyzer.find()
+    done = subprocess.run([executable, "--version"], env=environment, capture_output=True, text=True, check=True)
+    assert "Perf Analyzer" in done.stdout + done.stderr
+    script = Path(sys.prefix) / "bin" / "perf_analyzer"
+    again = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert (again.stdout, again.stderr) == (done.stdout, done.stderr)
+
+
+def test_a_sweep_is_interrupted_and_goes_on(workspace: Workspace, tmp_path: Path):
+    before = contents(workspace.out)
+    ready = sweep.prepare(SHORT, workspace.spec, workspace.out, tmp_path / "work")
+    log = ready.work / "model-analyzer.log"
+
+    def interrupt() -> None:
+        while not log.exists() or " Profiling " not in log.read_text(errors="replace"):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(sweep.InterruptedSweepError, match="the same command goes on"):
+        sweep.run(ready, lambda *_: None)
+    thread.join()
+    assert list((ready.work / "checkpoints").glob("*.ckpt"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    again = sweep.prepare(SHORT, workspace.spec, workspace.out, tmp_path / "work")
+    assert again.work == ready.work
+    notes = []
+    sweep.run(again, lambda fraction, note: notes.append((fraction, note)))
+    assert "Existing measurement found" in log.read_text(errors="replace")
+    points = result.read(again)
+    assert {0, profile.SEED_DELAY_US} <= {p.setting.queue_delay_us for p in points}
+    slow = min(p.mean_ms for p in points if p.setting.queue_delay_us and p.concurrency == 1)
+    fast = min(p.mean_ms for p in points if not p.setting.queue_delay_us)
+    assert slow > 100 > fast
+    assert any("callers" in note for _, note in notes)
+    assert contents(workspace.out) == before
+
+    third = sweep.prepare(SHORT, workspace.spec, workspace.out, tmp_path / "work")
+    assert not (third.work / "checkpoints").exists()  # a complete sweep is measured again
+
+
+def test_a_server_that_runs_already_is_measured_as_it_is(served: Served, tmp_path: Path):
+    ready = sweep.prepare(
+        SHORT, served.spec, served.repository, tmp_path, served.server.grpc_url, f"http://{served.server.http_url}"
+    )
+    sweep.run(ready, lambda *_: None)
+    points = result.read(ready, analysis.served_setting(served.server.grpc_url, served.spec))
+    assert {p.concurrency for p in points} == {1}
+    assert {p.setting for p in points} == {Setting.of(served.spec)}
+
+
+def test_a_model_that_does_not_load_is_named(workspace: Workspace, tmp_path: Path):
+    (workspace.out / "core" / "1" / "model.onnx").write_bytes(b"damaged")
+    ready = sweep.prepare(SHORT, workspace.spec, workspace.out, tmp_path / "work")
+    with pytest.raises(sweep.SweepError, match="core"):
+        sweep.run(ready, lambda *_: None)
+
+
+def test_a_bad_spec_is_tuned(workspace: Workspace):
+    assert analysis.tune(workspace, quick=True, p99_ms=None)
+    tuned = Spec.read(workspace.spec_file)
+    assert tuned.steps.core.queue_delay_us < profile.SEED_DELAY_US
+    assert tuned.tuned is not None
+    assert tuned.tuned.speed > 5
+    assert tuned.tuned.throughput > 1.5
+    assert repository.build(tuned, workspace.checkpoint, workspace.out).changed == ()
+
+
+def test_an_interrupted_command_says_how_to_go_on(workspace: Workspace):
+    command = [sys.executable, "-m", "build", "analyze", "--spec", str(workspace.spec_file)]
+    command += ["--checkpoint", str(workspace.checkpoint), "--out", str(workspace.out), "--quick"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    logs = ARTIFACTS / "analyzer" / workspace.spec_file.parent.name
+    while not any("Profiling server" in log.read_text(errors="replace") for log in logs.rglob("model-analyzer.log")):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on there" in said
+    assert "Traceback" not in said

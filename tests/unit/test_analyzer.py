@@ -1,0 +1,275 @@
+"""Model Analyzer's configurations, its results, and the choice among them; no server."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import tomlkit
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from build import ROOT
+from build.analyzer import page, profile, result, sweep, tuning
+from build.analyzer.result import Point, Setting
+from build.analyzer.tuning import Gain
+from build.bench import contest
+from build.bench.contest import Contender
+from build.workspace import Workspace
+from ensemble import config
+from ensemble.errors import LastrowError
+from ensemble.spec import DEFAULT_SPEC, Spec
+
+SETTING = Setting((("preprocess", 1), ("core", 1), ("postprocess", 1), ("propose", 1)), 0, 32)
+
+
+def test_the_tracked_files_are_what_the_spec_asks_for(spec: Spec):
+    tracked = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "analyzer_configs").iterdir()}
+    assert tracked == profile.files(spec), "run `make repo`"
+
+
+@pytest.mark.parametrize("wanted", profile.PROFILES, ids=lambda p: p.name)
+def test_every_configuration_names_models_that_the_repository_has(spec: Spec, wanted: profile.Profile):
+    read = yaml.safe_load(profile.files(spec)[f"{wanted.name}.yaml"])
+    models = config.repository(spec)
+    (profiled,) = read["profile_models"]
+    assert profiled in models
+    if wanted.part == "ensemble":
+        steps = [step.model_name for step in models[spec.model.name].ensemble_scheduling.step]
+        if wanted.search == "quick":
+            assert read["cpu_only_composing_models"] == steps
+        else:
+            assert [name for entry in read["ensemble_composing_models"] for name in entry] == steps
+    assert read["output_model_repository_path"] != read["model_repository"]
+    assert (ROOT / read["profile_models"][profiled]["perf_analyzer_flags"]["input-data"]).is_file()
+
+
+def test_delays_are_swept_on_the_core_alone(spec: Spec):
+    read = yaml.safe_load(profile.files(spec)["ensemble-sweep.yaml"])
+    delayed = {
+        step: values["model_config_parameters"]["dynamic_batching"]["max_queue_delay_microseconds"]
+        for entry in read["ensemble_composing_models"]
+        for step, values in entry.items()
+        if "dynamic_batching" in values["model_config_parameters"]
+    }
+    assert list(delayed) == [config.CORE]
+    assert {100, 100_000} <= set(delayed[config.CORE])
+
+
+def test_the_short_form_has_six_configurations_of_the_ensemble_and_ten_of_the_core(spec: Spec):
+    two = dataclasses.replace(profile.ENSEMBLE_SWEEP, instances=(1, 2))
+    short = profile.quick(two)
+    assert profile.points(short, spec) / len(short.concurrency) >= 6
+    short = profile.quick(dataclasses.replace(profile.CORE_SWEEP, instances=(1, 2)))
+    assert profile.points(short, spec) / len(short.concurrency) >= 10
+
+
+@pytest.mark.parametrize("part", ["ensemble", "core"])
+@pytest.mark.parametrize("buckets", [[], [16, 32]])
+def test_perf_analyzer_gets_valid_learners(small_spec: Spec, part: profile.Part, buckets: list[int]):
+    model = small_spec.model.model_copy(update={"buckets": buckets})
+    spec = small_spec.model_copy(update={"model": model})
+    learners = profile.histories(spec)
+    requests = json.loads(profile.request(spec, part, learners))["data"]
+    assert len(requests) == profile.LEARNERS == len(learners)
+    asked = config.repository(spec)[spec.model.name if part == "ensemble" else config.CORE]
+    for request in requests:
+        assert list(request) == [tensor.name for tensor in asked.input]
+        for tensor in asked.input:
+            shape, content = request[tensor.name]["shape"], request[tensor.name]["content"]
+            assert len(shape) == len(tensor.dims)
+            assert all(dim in (-1, given) for dim, given in zip(tensor.dims, shape, strict=True))
+            assert len(content) == shape[0]
+        ids, responses = (request[tensor.name]["content"] for tensor in asked.input[:2])
+        assert all(0 <= number < spec.model.problems for number in ids)
+        assert set(responses) <= {0, 1}
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(1, 1e4), st.floats(0.1, 1e4)).map(lambda pair: Point(SETTING, 1, *pair, pair[1])),
+        max_size=30,
+    )
+)
+def test_no_measurement_beats_the_front(points: list[Point]):
+    line = result.front([dataclasses.replace(p, mean_ms=p.p99_ms) for p in points])
+    for point in points:
+        beaten = [p for p in line if point.throughput > p.throughput and point.p99_ms < p.p99_ms]
+        assert not beaten
+    assert [p.p99_ms for p in line] == sorted(p.p99_ms for p in line)
+    assert [p.throughput for p in line] == sorted(p.throughput for p in line)
+
+
+def test_the_best_keep_the_budget_and_name_each_setting_once():
+    other = dataclasses.replace(SETTING, queue_delay_us=100)
+    points = [
+        Point(SETTING, 1, 100.0, 9.0, 12.0),
+        Point(SETTING, 16, 300.0, 50.0, 80.0),
+        Point(SETTING, 4, 200.0, 20.0, 30.0),
+        Point(other, 4, 220.0, 20.0, 40.0),
+    ]
+    assert result.best(points, 35.0, 3) == [points[2]]
+    assert result.best(points, 45.0, 3) == [points[3], points[2]]
+    assert result.best(points, 1.0, 3) == []
+
+
+@pytest.mark.parametrize("instances", [1, 2, 3, 64])
+def test_a_setting_goes_into_the_spec_and_comes_out_the_same(spec: Spec, instances: int):
+    wanted = Setting((("preprocess", 2), ("core", instances), ("postprocess", 1), ("propose", 1)), 100, 8)
+    applied = wanted.applied(spec)
+    assert Setting.of(applied) == wanted
+    threads = applied.steps.core.intra_op_threads
+    assert instances == 1 or threads * instances <= max(len(os.sched_getaffinity(0)), instances)
+
+
+def test_results_are_read_from_model_analyzers_files(spec: Spec, tmp_path: Path):
+    wanted = dataclasses.replace(SETTING, queue_delay_us=500)
+    written = config.repository(wanted.applied(spec))
+    run = sweep.Sweep(profile.ENSEMBLE_SWEEP, spec, tmp_path)
+    names = []
+    for name in [spec.model.name, *profile.steps(spec)]:
+        folder = run.variants / f"{name}_config_3"
+        folder.mkdir(parents=True)
+        (folder / "config.pbtxt").write_text(config.to_text(written[name]))
+        names.append(folder.name)
+    run.results.parent.mkdir(parents=True)
+    run.results.write_text(
+        "Model,Concurrency,Model Config Path,Throughput (infer/sec),Avg Latency (ms),p99 Latency (ms)\n"
+        f'x,16,"{names[0]}: {", ".join(names[1:])}",301.5,42.0,88.25\n'
+    )
+    assert result.read(run) == [Point(wanted, 16, 301.5, 42.0, 88.25)]
+    run.results.write_text("Model\nx\n")
+    with pytest.raises(sweep.SweepError, match="measure again"):
+        result.read(run)
+
+
+def gain(speed: tuple[float, float, float], throughput: tuple[float, float, float], spec: Spec) -> Gain:
+    return Gain(Contender(spec), speed, throughput)
+
+
+@pytest.mark.parametrize(
+    ("speed", "throughput", "real"),
+    [
+        ((1.0, 0.9, 1.1), (1.3, 1.2, 1.4), True),
+        ((1.5, 1.4, 1.6), (1.0, 0.9, 1.1), True),
+        ((1.5, 1.4, 1.6), (0.9, 0.8, 1.1), False),
+        ((1.0, 0.9, 1.1), (1.3, 0.9, 1.4), False),
+        ((1.01, 1.005, 1.02), (1.02, 1.01, 1.03), False),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), False),
+    ],
+)
+def test_a_gain_has_to_be_beyond_noise_and_nothing_may_lose(spec: Spec, speed, throughput, real):
+    assert gain(speed, throughput, spec).real is real
+
+
+def test_a_budget_is_kept(spec: Spec):
+    present, slow, fast = Contender(spec), Contender(spec), Contender(spec)
+    for contender, ms in ((present, 20.0), (slow, 30.0), (fast, 5.0)):
+        contender.one.latencies_ms = [[ms] * 4] * 3
+        contender.one.throughputs = contender.many.throughputs = [1e3 / ms] * 3
+        contender.many.latencies_ms = [[ms] * 4] * 3
+    (kept,) = tuning.gains(present, [slow, fast], 25.0)
+    assert kept.contender is fast
+    assert kept.speed == (4.0, 4.0, 4.0)
+    assert kept.real
+
+
+@pytest.fixture
+def workspace(small_spec: Spec, small_checkpoint: Path, tmp_path: Path) -> Workspace:
+    spec_file = tmp_path / "spec.toml"
+    document = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
+    document["model"].update(problems=40, window=32)  # type: ignore[union-attr]
+    document["network"].update(embedding=8, hidden=12)  # type: ignore[union-attr]
+    spec_file.write_text(tomlkit.dumps(document), encoding="utf-8")
+    return Workspace(Spec.read(spec_file), spec_file, small_checkpoint, tmp_path / "models")
+
+
+def test_the_choice_is_written_into_spec_and_repository(workspace: Workspace):
+    comments = re.findall(r"#.*", workspace.spec_file.read_text())
+    setting = dataclasses.replace(SETTING, queue_delay_us=100, max_batch_size=8)
+    tuned = setting.applied(workspace.spec)
+    tuning.write(workspace, setting, gain((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), tuned))
+    read = Spec.read(workspace.spec_file)
+    assert Setting.of(read) == setting
+    assert read.tuned is not None
+    assert (read.tuned.speed, read.tuned.throughput) == (2.0, 3.0)
+    assert "cores" in read.tuned.machine
+    assert read.model_copy(update={"tuned": None}) == tuned
+    assert re.findall(r"#.*", workspace.spec_file.read_text()) == comments
+    assert "max_queue_delay_microseconds: 100" in (workspace.out / "core" / "config.pbtxt").read_text()
+
+
+def test_a_choice_that_cannot_be_built_leaves_the_spec_as_it_was(workspace: Workspace):
+    before = workspace.spec_file.read_bytes()
+    missing = dataclasses.replace(workspace, checkpoint=workspace.spec_file.with_name("none.pt"))
+    with pytest.raises(LastrowError, match=r"none\.pt"):
+        tuning.write(missing, SETTING, gain((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), SETTING.applied(workspace.spec)))
+    assert workspace.spec_file.read_bytes() == before
+    assert not workspace.out.exists()
+    assert {path.name for path in workspace.spec_file.parent.iterdir()} == {"spec.toml"}
+
+
+def test_a_full_disk_is_said_before_a_sweep(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.setattr(sweep, "FREE_BYTES", 10**18)
+    with pytest.raises(sweep.SweepError, match="make room"):
+        sweep.prepare(profile.ENSEMBLE_SWEEP, spec, tmp_path / "models", tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    ("said", "files", "expected"),
+    [
+        ("OSError: [Errno 28] No space left on device: 'x'", {}, "make room"),
+        ("", {"tritonserver.log": "E1123 10:00:00.0 1 x.cc:1] \"failed to load 'core'\"\n"}, "failed to load 'core'"),
+        ("", {"results/perf_analyzer_error.log": "a\nerror: unknown option\n"}, "unknown option"),
+        ("[Model Analyzer] Unable to find model\n", {}, "Unable to find model"),
+        ("Killed\n", {}, "exit code 9: Killed"),
+    ],
+)
+def test_a_failed_sweep_says_why(spec: Spec, tmp_path: Path, said: str, files: dict[str, str], expected: str):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert expected in sweep._explain(said, sweep.Sweep(profile.ENSEMBLE_SWEEP, spec, tmp_path), 9)
+
+
+def test_the_page_needs_nothing_beside_it(spec: Spec, tmp_path: Path):
+    slow = dataclasses.replace(SETTING, queue_delay_us=profile.SEED_DELAY_US)
+    points = [Point(SETTING, c, 100.0 * c, 9.0, 12.0 * c) for c in (1, 4)] + [Point(slow, 1, 9.0, 110.0, 112.0)]
+    cell = {"p50_ms": 3.0, "p99_ms": 5.0, "throughput": 300.0, "parts_ms": {"client": 1.0, "wire": 0.5, "core": 1.5}}
+    report = {
+        "model": "<model>",
+        "window": 512,
+        "median_length": 20,
+        "machine": {
+            "processor": "x",
+            "cores": 2,
+            "memory_gib": 4,
+            "gpu": None,
+            "tritonserver": "t",
+            "packages": {"torch": "1", "onnxruntime-gpu": "1"},
+        },
+        "time": "2026",
+        "version": "1.0",
+        "present": {"ensemble": dataclasses.asdict(SETTING)},
+        "sweeps": {"ensemble": [dataclasses.asdict(point) for point in points]},
+        "best": [{"title": "1. best", "mark": "chosen", "one": cell, "many": cell}],
+        "files": ["results/plots/a.png"],
+    }
+    written = page.write(json.loads(json.dumps(report)), tmp_path)
+    assert {path.name for path in written} == {"report.html", "ensemble.png", "breakdown.png"}
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("<svg") == 2
+    assert "&lt;model&gt;" in text
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', text)
+    assert "100 ms delay" in text
+
+
+def test_contenders_are_told_apart_by_what_is_tuned(spec: Spec):
+    names = {contest.setting(dataclasses.replace(SETTING, queue_delay_us=delay).applied(spec)) for delay in (0, 100)}
+    assert len(names) == 2
