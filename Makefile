@@ -16,6 +16,7 @@ QUICK ?=
 PUBLISH ?=
 URL ?=
 HTTP_URL ?=
+METRICS_URL ?=
 P99_MS ?=
 LENGTHS ?= $(firstword $(wildcard ../shared/data/*/))
 HTTP_PORT ?= 8000
@@ -76,8 +77,9 @@ bench-peers: $(SETUP) $(PEERS) ## serve the same core by other servers, in a .ve
 	@$(BIN)/python -m build bench-peers $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
 		$(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
-analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what it found [QUICK=1 URL=host:port HTTP_URL= SPEC=]
-	@$(BIN)/python -m build analyze $(SWEPT) $(if $(URL),--url '$(URL)') $(if $(HTTP_URL),--http-url '$(HTTP_URL)')
+analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what it found [QUICK=1 URL=host:port HTTP_URL= METRICS_URL= SPEC=]
+	@$(BIN)/python -m build analyze $(SWEPT) $(if $(URL),--url '$(URL)') $(if $(HTTP_URL),--http-url '$(HTTP_URL)') \
+		$(if $(METRICS_URL),--metrics-url '$(METRICS_URL)')
 
 tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into the spec if it gains [P99_MS= QUICK=1 SPEC=]
 	@$(BIN)/python -m build tune $(SWEPT) $(if $(P99_MS),--p99-ms $(P99_MS))

@@ -289,15 +289,20 @@ def analyze(
     factory: Factory = None,
     url: Annotated[str, typer.Option("--url", help="gRPC endpoint of a server that runs: measure it as it is")] = "",
     http_url: Annotated[str, typer.Option("--http-url", help="Its HTTP endpoint, if it is not on port 8000")] = "",
+    metrics_url: Annotated[
+        str, typer.Option("--metrics-url", help="Its metrics, if they are not http://host:8002/metrics")
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="The ends of each axis, in a few minutes")] = False,
 ) -> None:
     """Sweep the ensemble and the core with Model Analyzer, and draw what it found."""
     from build.analyzer import analysis
+    from build.analyzer.profile import Endpoints
 
     workspace = open_workspace(spec, checkpoint, out, network=network, factory=factory)
     if not url:
         _repo(workspace)
-    for path in analysis.analyze(workspace, quick, url, http_url):
+    running = Endpoints.of(url, http_url, metrics_url) if url else None
+    for path in analysis.analyze(workspace, quick, running):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 

@@ -40,8 +40,8 @@ PLATFORMS = {
     "ensemble": "ensemble",
 }
 # Below these operators ids are still ids, or sums of them with an offset; comparisons ask for nothing but their order.
-PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Clip", "Transpose", "Expand", "Max", "Min")
-PASSING += ("Add", "Sub", "Mul", "Where", "Concat", "Slice")
+PASSING = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Clip", "Transpose", "Expand", "Max", "Min"}
+PASSING |= {"Add", "Sub", "Mul", "Where", "Concat", "Slice"}
 COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
 DELAY = "dynamic_batching.max_queue_delay_microseconds"
 Severity = Literal["warning", "error"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from rich.table import Table
 
 from build import ARTIFACTS
 from build.analyzer import page, profile, result, sweep, tuning
-from build.analyzer.profile import CORE_SWEEP, ENSEMBLE_SWEEP, SEED_DELAY_US, Part, Profile
+from build.analyzer.profile import CORE_SWEEP, ENSEMBLE_SWEEP, SEED_DELAY_US, Endpoints, Part, Profile
 from build.analyzer.result import Point, Setting
-from build.analyzer.sweep import Sweep
+from build.analyzer.sweep import Sweep, SweepError
 from build.bench import contest, ladder, machine
 from build.bench.contest import Contender
 from build.progress import answers, bar, console
@@ -29,12 +29,12 @@ BEST_ROUNDS, BEST_TURN_S = 3, 0.6
 BUDGET = 2.0  # times the present p99 with one caller
 
 
-def analyze(workspace: Workspace, quick: bool, url: str = "", http_url: str = "") -> list[Path]:
+def analyze(workspace: Workspace, quick: bool, running: Endpoints | None = None) -> list[Path]:
     """Sweep ensemble and core, measure the best once more, and write analysis.json, report.html and the pictures.
 
     Args:
         quick: the ends of each axis.
-        url: gRPC endpoint of a server that runs; its ensemble is measured as it is, with several numbers of callers.
+        running: a server that runs already; its ensemble is measured as it is, with several numbers of callers.
 
     Returns:
         What was written.
@@ -45,12 +45,12 @@ def analyze(workspace: Workspace, quick: bool, url: str = "", http_url: str = ""
     folder = _folder(workspace)
     parts: dict[Part, list[Point]] = {}
     sweeps: list[Sweep] = []
-    for kind in (ENSEMBLE_SWEEP,) if url else (ENSEMBLE_SWEEP, CORE_SWEEP):
-        done, points = _sweep(workspace, kind, quick, url, http_url)
+    for kind in (ENSEMBLE_SWEEP,) if running else (ENSEMBLE_SWEEP, CORE_SWEEP):
+        done, points = _sweep(workspace, kind, quick, running)
         parts[kind.part] = points
         sweeps.append(done)
-    report = _report(workspace, parts, url)
-    if not url:
+    report = _report(workspace, parts, running)
+    if running is None:
         report["best"] = _best(workspace, parts["ensemble"], folder)
     report["files"] = [str(path.relative_to(folder)) for done in sweeps for path in _own(done)]
     ladder.save(report, folder / "analysis.json")
@@ -60,16 +60,17 @@ def analyze(workspace: Workspace, quick: bool, url: str = "", http_url: str = ""
     return [*written, folder / "analysis.json", *(done.results for done in sweeps)]
 
 
-def tune(workspace: Workspace, quick: bool, p99_ms: float | None) -> bool:
+def tune(workspace: Workspace, quick: bool, p99_ms: float | None, kind: Profile = ENSEMBLE_SWEEP) -> bool:
     """Sweep the ensemble, choose by throughput under the budget, measure again, and write what gains.
 
     Args:
         p99_ms: the budget; None for twice the present p99 with one caller.
+        kind: what is swept.
 
     Returns:
         Whether the spec was changed.
     """
-    _, points = _sweep(workspace, ENSEMBLE_SWEEP, quick)
+    _, points = _sweep(workspace, kind, quick)
     folder, spec = _folder(workspace) / "tuning", workspace.spec
     learners = profile.histories(spec)
     if p99_ms is None:
@@ -102,21 +103,40 @@ def tune(workspace: Workspace, quick: bool, p99_ms: float | None) -> bool:
 
 
 def _sweep(
-    workspace: Workspace, kind: Profile, quick: bool, url: str = "", http_url: str = ""
+    workspace: Workspace, kind: Profile, quick: bool, running: Endpoints | None = None
 ) -> tuple[Sweep, list[Point]]:
-    wanted = profile.for_machine(kind)
-    if quick:
+    served = None if running is None else served_setting(running.url, workspace.spec)
+    wanted = profile.for_machine(kind) if served is None else as_served(kind, served)
+    if quick and served is None:
         wanted = profile.quick(wanted)
-    ready = sweep.prepare(wanted, workspace.spec, workspace.out, _folder(workspace), url, http_url)
+    ready = sweep.prepare(wanted, workspace.spec, workspace.out, _folder(workspace), running)
     with bar(f"sweep the {kind.part}") as update:
         sweep.run(ready, update)
-    return ready, result.read(ready, served_setting(url, workspace.spec) if url else None)
+    return ready, result.read(ready, served)
 
 
 def served_setting(url: str, spec: Spec) -> Setting:
-    """What a server that runs already says of its models."""
-    with grpcclient.InferenceServerClient(url) as client:
-        return Setting.read({name: client.get_model_config(name).config for name in profile.steps(spec)})
+    """What a server that runs already says of its models.
+
+    Raises:
+        SweepError: it cannot be asked, or serves others.
+    """
+    try:
+        with grpcclient.InferenceServerClient(url) as client:
+            return Setting.read({name: client.get_model_config(name).config for name in profile.steps(spec)})
+    except grpcclient.InferenceServerException as e:
+        raise SweepError(f"the server at {url} does not say what it serves: {e.message()}; check URL= and SPEC=") from e
+
+
+def as_served(kind: Profile, served: Setting) -> Profile:
+    """The sweep with nothing varied but the number of callers."""
+    return replace(
+        kind,
+        fixed=served.instances,
+        batches=(served.max_batch_size,),
+        delays=(served.queue_delay_us,),
+        concurrency=(1, 2, 4, 8, 16),
+    )
 
 
 def _best(workspace: Workspace, points: Sequence[Point], folder: Path) -> list[dict[str, Any]]:
@@ -146,7 +166,7 @@ def _best(workspace: Workspace, points: Sequence[Point], folder: Path) -> list[d
     ]
 
 
-def _report(workspace: Workspace, parts: dict[Part, list[Point]], url: str) -> dict[str, Any]:
+def _report(workspace: Workspace, parts: dict[Part, list[Point]], running: Endpoints | None) -> dict[str, Any]:
     spec = workspace.spec
     lengths = [min(len(h), spec.model.window) for h in profile.histories(spec)]
     return {
@@ -156,8 +176,10 @@ def _report(workspace: Workspace, parts: dict[Part, list[Point]], url: str) -> d
         "machine": machine.describe(),
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "version": importlib.metadata.version("triton-model-analyzer"),
-        "url": url,
-        "present": {part: asdict(Setting.of(spec, part)) for part in parts},
+        "url": running.url if running else None,
+        "present": {
+            part: asdict(points[0].setting if running else Setting.of(spec, part)) for part, points in parts.items()
+        },
         "sweeps": {part: [asdict(point) for point in points] for part, points in parts.items()},
         "best": [],
     }

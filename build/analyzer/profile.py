@@ -43,6 +43,7 @@ class Profile:
         objectives: metrics by weight; constraints: bounds, e.g. {"perf_latency_p99": ("max", 50)} in milliseconds.
         requests: perf_analyzer's measurement window, in requests.
         stability: by how many percent three windows may differ.
+        fixed: each step's instances, where they are not to be varied.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Profile:
     constraints: dict[str, tuple[str, int]] = field(default_factory=dict)
     requests: int = 50
     stability: int = 10
+    fixed: tuple[tuple[str, int], ...] = ()
 
 
 ENSEMBLE_SWEEP = Profile(
@@ -126,6 +128,21 @@ class Paths:
     input: Path
 
 
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a server listens: gRPC as host:port, HTTP likewise, and the whole address of its metrics."""
+
+    url: str
+    http_url: str
+    metrics_url: str
+
+    @classmethod
+    def of(cls, url: str, http_url: str = "", metrics_url: str = "") -> Endpoints:
+        """Triton's own ports on the same host for what is not given."""
+        host = url.rpartition(":")[0] or url
+        return cls(url, http_url or f"{host}:8000", metrics_url or f"http://{host}:8002/metrics")
+
+
 def quick(profile: Profile) -> Profile:
     """The same sweep over the ends of its axes, for a few minutes on two cores."""
     if profile.part == "core":
@@ -150,6 +167,8 @@ def for_machine(profile: Profile) -> Profile:
 
 def counts(profile: Profile, spec: Spec) -> dict[str, list[int]]:
     """The instance counts that each step is tried with. A step that is not varied keeps the spec's."""
+    if profile.fixed:
+        return {step: [count] for step, count in profile.fixed}
     varied = (*profile.steps_varied, config.CORE) if profile.part == "ensemble" else (config.CORE,)
     return {
         step: list(profile.instances) if step in varied else [getattr(spec.steps, step).instances]
@@ -177,14 +196,13 @@ def render(
     spec: Spec,
     paths: Paths,
     ports: Sequence[int] = (),
-    url: str = "",
-    http_url: str = "",
+    running: Endpoints | None = None,
 ) -> str:
     """The YAML file.
 
     Args:
         ports: for HTTP, gRPC and metrics of the server that Model Analyzer starts; empty for Triton's own.
-        url: gRPC endpoint of a server that runs already, instead of one that is started.
+        running: a server that runs already, instead of one that is started.
     """
     environment = jinja2.Environment(  # noqa: S701 YAML, not HTML
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -206,8 +224,7 @@ def render(
         trials=6 * points(profile, spec),
         paths=paths,
         ports=list(ports),
-        url=url,
-        http_url=http_url,
+        **(vars(running) if running else {"url": ""}),
     )
 
 

@@ -53,7 +53,8 @@ class Setting:
             if not model.HasField("ensemble_scheduling")
         ]
         batching = core.dynamic_batching
-        preferred = tuple(batching.preferred_batch_size)
+        # A server that is asked names the largest batch as preferred where nothing is.
+        preferred = tuple(size for size in batching.preferred_batch_size if size != core.max_batch_size)
         return cls(tuple(counted), batching.max_queue_delay_microseconds, core.max_batch_size, preferred)
 
     def applied(self, spec: Spec) -> Spec:

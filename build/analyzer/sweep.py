@@ -20,7 +20,7 @@ import psutil
 
 from build import perf_analyzer, server
 from build.analyzer import profile as profiles
-from build.analyzer.profile import Paths, Profile
+from build.analyzer.profile import Endpoints, Paths, Profile
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
@@ -65,15 +65,15 @@ class Sweep:
         return self.work / "models"
 
 
-def prepare(profile: Profile, spec: Spec, repository: Path, folder: Path, url: str = "", http_url: str = "") -> Sweep:
+def prepare(profile: Profile, spec: Spec, repository: Path, folder: Path, running: Endpoints | None = None) -> Sweep:
     """Write a sweep's configuration and input. The same question finds its old folder, and with it its checkpoint.
 
     Raises:
         SweepError: the disk is full.
     """
     plain = profiles.render(profile, spec, Paths(repository, folder, folder))
-    content = hashlib.sha256(plain.encode() + url.encode())
-    for file in sorted(repository.rglob("*")):
+    content = hashlib.sha256(plain.encode() + str(running).encode())
+    for file in sorted(repository.rglob("*")) if running is None else ():
         if file.is_file() and "__pycache__" not in file.parts:
             content.update(str(file.relative_to(repository)).encode() + file.read_bytes())
     work = folder.resolve() / f"{profile.name}-{content.hexdigest()[:12]}"
@@ -88,8 +88,8 @@ def prepare(profile: Profile, spec: Spec, repository: Path, folder: Path, url: s
     given = work / "input.json"
     given.write_text(profiles.request(spec, profile.part, profiles.histories(spec)), encoding="utf-8")
     paths = Paths(repository.resolve(), work, given)
-    ports = () if url else server.free_ports()
-    text = profiles.render(profile, spec, paths, ports, url, http_url)
+    ports = () if running else server.free_ports()
+    text = profiles.render(profile, spec, paths, ports, running)
     (work / "profile.yaml").write_text(text, encoding="utf-8")
     return Sweep(profile, spec, work)
 
@@ -128,8 +128,11 @@ def run(sweep: Sweep, update: Progress) -> None:
         _end(process)
     said = log.read_text(encoding="utf-8", errors="replace")[start:]
     if interrupted:
+        kept = list((sweep.work / "checkpoints").glob("*.ckpt"))
         raise InterruptedSweepError(
-            f"interrupted; what was measured is kept in {sweep.work / 'checkpoints'}, and the same command goes on there"
+            f"interrupted; what was measured is kept in {kept[0].parent}, and the same command goes on there"
+            if kept
+            else "interrupted before anything was measured"
         )
     if process.returncode != 0 or not sweep.results.is_file():
         raise SweepError(_explain(said, sweep, process.returncode))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_a_sweep_is_interrupted_and_goes_on(workspace: Workspace, tmp_path: Path
     log = ready.work / "model-analyzer.log"
 
     def interrupt() -> None:
-        while not log.exists() or " Profiling " not in log.read_text(errors="replace"):
+        while not log.exists() or not sweep.MEASURED.search(log.read_text(errors="replace")):
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -105,13 +106,20 @@ def test_a_sweep_is_interrupted_and_goes_on(workspace: Workspace, tmp_path: Path
 
 
 def test_a_server_that_runs_already_is_measured_as_it_is(served: Served, tmp_path: Path):
-    ready = sweep.prepare(
-        SHORT, served.spec, served.repository, tmp_path, served.server.grpc_url, f"http://{served.server.http_url}"
-    )
+    running = profile.Endpoints(served.server.grpc_url, served.server.http_url, served.server.metrics_url)
+    setting = analysis.served_setting(running.url, served.spec)
+    assert setting == Setting.of(served.spec)
+    wanted = dataclasses.replace(analysis.as_served(SHORT, setting), concurrency=(1, 4))
+    ready = sweep.prepare(wanted, served.spec, served.repository, tmp_path, running)
     sweep.run(ready, lambda *_: None)
-    points = result.read(ready, analysis.served_setting(served.server.grpc_url, served.spec))
-    assert {p.concurrency for p in points} == {1}
-    assert {p.setting for p in points} == {Setting.of(served.spec)}
+    points = result.read(ready, setting)
+    assert {1, 4} <= {p.concurrency for p in points}
+    assert {p.setting for p in points} == {setting}
+
+
+def test_a_server_that_is_not_there(spec: Spec):
+    with pytest.raises(sweep.SweepError, match="check URL="):
+        analysis.served_setting("127.0.0.1:9", spec)
 
 
 def test_a_model_that_does_not_load_is_named(workspace: Workspace, tmp_path: Path):
@@ -122,7 +130,8 @@ def test_a_model_that_does_not_load_is_named(workspace: Workspace, tmp_path: Pat
 
 
 def test_a_bad_spec_is_tuned(workspace: Workspace):
-    assert analysis.tune(workspace, quick=True, p99_ms=None)
+    short = dataclasses.replace(SHORT, concurrency=(2, 4), steps_varied=())
+    assert analysis.tune(workspace, quick=True, p99_ms=None, kind=short)
     tuned = Spec.read(workspace.spec_file)
     assert tuned.steps.core.queue_delay_us < profile.SEED_DELAY_US
     assert tuned.tuned is not None
@@ -134,13 +143,14 @@ def test_a_bad_spec_is_tuned(workspace: Workspace):
 def test_an_interrupted_command_says_how_to_go_on(workspace: Workspace):
     command = [sys.executable, "-m", "build", "analyze", "--spec", str(workspace.spec_file)]
     command += ["--checkpoint", str(workspace.checkpoint), "--out", str(workspace.out), "--quick"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     logs = ARTIFACTS / "analyzer" / workspace.spec_file.parent.name
+    shutil.rmtree(logs, ignore_errors=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not any("Profiling server" in log.read_text(errors="replace") for log in logs.rglob("model-analyzer.log")):
         assert process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "the same command goes on there" in said
+    assert "interrupted" in said
     assert "Traceback" not in said
