@@ -19,6 +19,8 @@ from ensemble.history import History
 from ensemble.spec import Spec
 
 CONFIGS = ROOT / "analyzer_configs"
+WORK = Path("build/artifacts/analyzer")  # as the tracked configurations name it, from the root
+FOLDERS = ("models", "checkpoints", "results")
 TEMPLATE = "template.yaml.j2"
 LEARNERS = 32  # that perf_analyzer asks for in turns
 SEED_DELAY_US = 100_000  # where reports of a slow Triton start
@@ -262,7 +264,7 @@ def files(spec: Spec) -> dict[str, str]:
     for profile in PROFILES:
         paths = Paths(
             Path("models"),
-            Path("build/artifacts/analyzer") / profile.name,
+            WORK / profile.name,
             Path("analyzer_configs") / f"input-{profile.part}.json",
         )
         found[f"{profile.name}.yaml"] = render(profile, spec, paths)
@@ -270,7 +272,10 @@ def files(spec: Spec) -> dict[str, str]:
 
 
 def write(spec: Spec) -> None:
-    """Bring analyzer_configs/ to what the spec asks for."""
+    """Bring analyzer_configs/ to what the spec asks for, and make the folders that Model Analyzer wants to find."""
+    for profile in PROFILES:
+        for folder in FOLDERS:
+            (ROOT / WORK / profile.name / folder).mkdir(parents=True, exist_ok=True)
     wanted = files(spec)
     for path in CONFIGS.iterdir():
         if path.name not in wanted:

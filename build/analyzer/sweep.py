@@ -104,9 +104,8 @@ def run(sweep: Sweep, update: Progress) -> None:
         InterruptedSweepError: Ctrl-C, or SIGTERM.
     """
     executable, environment = _tools()
-    for name in ("results",):
-        shutil.rmtree(sweep.work / name, ignore_errors=True)
-    for name in ("checkpoints", "results"):
+    shutil.rmtree(sweep.work / "results", ignore_errors=True)
+    for name in profiles.FOLDERS:
         (sweep.work / name).mkdir(exist_ok=True)
     log = sweep.work / "model-analyzer.log"
     command = [str(executable), "profile", "-f", str(sweep.work / "profile.yaml")]
