@@ -324,7 +324,8 @@ def tune(
 
     workspace = open_workspace(spec, checkpoint, out, network=network, factory=factory)
     _repo(workspace)
-    analysis.tune(workspace, quick, p99_ms)
+    if analysis.tune(workspace, quick, p99_ms):
+        _repo(open_workspace(spec, checkpoint, out, network=network, factory=factory))
 
 
 def _leave(number: int, _: object) -> None:

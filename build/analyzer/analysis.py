@@ -106,7 +106,7 @@ def _sweep(
     workspace: Workspace, kind: Profile, quick: bool, running: Endpoints | None = None
 ) -> tuple[Sweep, list[Point]]:
     served = None if running is None else served_setting(running.url, workspace.spec)
-    wanted = profile.for_machine(kind) if served is None else as_served(kind, served)
+    wanted = profile.fitted(kind, workspace.spec) if served is None else as_served(kind, served)
     if quick and served is None:
         wanted = profile.quick(wanted)
     ready = sweep.prepare(wanted, workspace.spec, workspace.out, _folder(workspace), running)

@@ -38,7 +38,7 @@ class Profile:
         search: Model Analyzer's run_config_search_mode.
         instances: of each step that is varied, processes or sessions.
         steps_varied: the Python steps whose instances are varied too.
-        batches: the core's max_batch_size; those above the spec's are left out.
+        batches: the core's max_batch_size.
         delays: the core's queue delays in microseconds.
         preferred: preferred batch sizes that the core is tried with, at a delay of 1 ms.
         concurrency: requests in flight.
@@ -161,10 +161,14 @@ def quick(profile: Profile) -> Profile:
     )
 
 
-def for_machine(profile: Profile) -> Profile:
-    """With instance counts up to this machine's cores, in powers of two."""
+def fitted(profile: Profile, spec: Spec) -> Profile:
+    """With instance counts up to this machine's cores, in powers of two, and the spec's own batch size among the others."""
     cores = len(os.sched_getaffinity(0))
-    return replace(profile, instances=tuple(count for count in (1, 2, 4, 8, 16) if count <= cores) or (1,))
+    return replace(
+        profile,
+        instances=tuple(count for count in (1, 2, 4, 8, 16) if count <= cores),
+        batches=tuple(sorted({*profile.batches, spec.batching.max_batch_size})),
+    )
 
 
 def counts(profile: Profile, spec: Spec) -> dict[str, list[int]]:

@@ -69,6 +69,16 @@ def test_the_short_form_has_six_configurations_of_the_ensemble_and_ten_of_the_co
     assert profile.points(short, spec) / len(short.concurrency) >= 10
 
 
+@pytest.mark.parametrize("batch", [1, 32, 128])
+def test_a_sweep_tries_what_clients_may_send_now(spec: Spec, batch: int):
+    own = spec.model_copy(update={"batching": spec.batching.model_copy(update={"max_batch_size": batch})})
+    fitted = profile.fitted(profile.ENSEMBLE_SWEEP, own)
+    assert batch in fitted.batches
+    assert max(fitted.batches) >= batch
+    assert profile.quick(fitted).batches == (max(fitted.batches),)
+    assert max(fitted.instances) <= len(os.sched_getaffinity(0))
+
+
 @pytest.mark.parametrize("part", ["ensemble", "core"])
 @pytest.mark.parametrize("buckets", [[], [16, 32]])
 def test_perf_analyzer_gets_valid_learners(small_spec: Spec, part: profile.Part, buckets: list[int]):
