@@ -203,6 +203,12 @@ def long_delay(repository: Repository) -> Iterator[Finding]:
     for model in repository.models.values():
         if not model.delay_us:
             continue
+        if model.config.max_batch_size <= 1:
+            why = (
+                f"with max_batch_size {model.config.max_batch_size} every batch is full at once, and nothing ever waits"
+            )
+            yield Finding(model.file, DELAY, why, "no delay, or a larger max_batch_size")
+            continue
         took = _time_us(model)
         if took is None and model.delay_us > DELAY_UNMEASURED_US:
             worth = model.delay_us / DELAY_SHARE / 1e6

@@ -74,6 +74,12 @@ def test_a_delay_whose_step_cannot_be_timed(tmp_path: Path):
     assert lint(write(tmp_path / "short", quick=model(more=delayed(10_000)))) == []
 
 
+def test_a_delay_that_never_acts(tmp_path: Path):
+    (found,) = lint(write(tmp_path, m=model(batch=1, more=delayed(100))))
+    assert found.key == DELAY
+    assert "full at once" in found.why
+
+
 def onnx_model(folder: Path, repeat: int, kind: int = TensorProto.FLOAT) -> None:
     nodes = [helper.make_node("MatMul", ["x" if n == 0 else f"h{n - 1}", "w"], [f"h{n}"]) for n in range(repeat)]
     nodes.append(helper.make_node("Identity", [f"h{repeat - 1}"], ["y"]))
