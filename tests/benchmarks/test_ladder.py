@@ -32,7 +32,7 @@ def climbed(small_spec: Spec, small_checkpoint: Path, tmp_path_factory: pytest.T
 def ladder_spec(spec: Spec) -> str:
     import tomlkit
 
-    return tomlkit.dumps(spec.model_dump(mode="json"))
+    return tomlkit.dumps(spec.model_dump(mode="json", exclude_none=True))
 
 
 def test_every_rung_is_climbed_or_skipped_by_name(climbed):
