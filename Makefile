@@ -22,6 +22,12 @@ LENGTHS ?= $(firstword $(wildcard ../shared/data/*/))
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+ADDRESS ?= 127.0.0.1
+TLS ?=
+MUTUAL ?=
+OPEN ?=
+TRACE ?=
+SOAK_S ?= 3600
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +41,8 @@ SWEPT = $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKP
 OWN := $(if $(FACTORY),--factory '$(FACTORY)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train evaluate repo serve bench bench-peers analyze tune test test-unit lint lint-config clean
+.PHONY: help setup demo train evaluate repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak lint \
+	lint-config clean
 
 help: ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -59,9 +66,15 @@ evaluate: $(SETUP) ## train on folds, score the last one offline and served [DAT
 repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= OUT=]
 	@$(BIN)/python -m build repo $(TARGET) $(OWN)
 
-serve: $(SETUP) ## serve the repository on this machine until Ctrl-C [HTTP_PORT= GRPC_PORT= METRICS_PORT=]
-	@$(BIN)/python -m build serve $(TARGET) $(OWN) \
-		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+SERVE = $(BIN)/python -m build serve $(TARGET) $(OWN) --address '$(ADDRESS)' \
+	--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
+	$(if $(MUTUAL),--mutual) $(if $(OPEN),--open '$(OPEN)') $(if $(TRACE),--trace '$(TRACE)')
+
+serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= TLS=folder MUTUAL=1 OPEN= TRACE=url]
+	@$(SERVE) $(if $(TLS),--tls '$(TLS)')
+
+serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to]
+	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual
 
 bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK=]
 	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
@@ -90,10 +103,17 @@ test: $(SETUP) ## run every test: unit, then integration against a real tritonse
 test-unit: $(SETUP) ## run the tests that need no server
 	$(BIN)/python -m pytest tests/unit
 
-lint: $(SETUP) ## check style, formatting and types
+test-faults: $(SETUP) ## bad input, bursts, crashes, reloads, shutdowns: a few minutes of them, against real servers
+	$(BIN)/python -m pytest tests/faults
+
+soak: $(SETUP) ## good and bad requests at 70 % of capacity for an hour, and what it did to memory and latency [SOAK_S=]
+	@$(BIN)/python -m tests.faults.soak --seconds $(SOAK_S)
+
+lint: $(SETUP) ## check style, formatting, types, and the installed packages for known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/python -m build audit
 
 lint-config: $(SETUP) ## find settings of a model repository that do nothing or harm [OUT=folder, anyone's]
 	@$(BIN)/python -m ensemble lint '$(or $(OUT),models)'

@@ -1,7 +1,8 @@
-"""Command line of `build`: train, repo, reduce, serve, demo, evaluate, bench, bench-peers, analyze, tune."""
+"""Command line of `build`: train, repo, reduce, serve, demo, evaluate, bench, bench-peers, analyze, tune, audit."""
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +14,9 @@ import typer
 from build import ARTIFACTS, ROOT
 from build.progress import answers, bar, board, console
 from build.workspace import Workspace, open_workspace
+from ensemble import endpoints
 from ensemble.command import run
+from ensemble.errors import LastrowError
 from ensemble.lint import lint
 from ensemble.spec import DEFAULT_SPEC
 
@@ -40,6 +43,7 @@ Factory = Annotated[
     ),
 ]
 Learners = Annotated[int | None, typer.Option("--learners", min=10, help="Use so many learners only")]
+Port = Annotated[int, typer.Option(min=1, max=65535)]
 Budget = Annotated[float, typer.Option("--budget", min=1.0, help="Seconds of training")]
 
 PUBLISHED = ROOT / "build" / "bench" / "published"  # what the README shows
@@ -113,19 +117,62 @@ def serve(
     learners: Learners = None,
     network: NetworkName = None,
     factory: Factory = None,
-    http_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
-    metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 8002,
+    http_port: Port = 8000,
+    grpc_port: Port = 8001,
+    metrics_port: Port = 8002,
+    address: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every network")] = "127.0.0.1",
+    tls: Annotated[
+        Path | None, typer.Option(help="Folder with server.crt, server.key and ca.crt: gRPC is encrypted, HTTP local")
+    ] = None,
+    mutual: Annotated[
+        bool, typer.Option("--mutual", help="Clients have to show a certificate that ca.crt signed")
+    ] = False,
+    test_certificates: Annotated[
+        bool, typer.Option("--test-certificates", help="Make those of --tls, for trying it out")
+    ] = False,
+    opened: Annotated[
+        str, typer.Option("--open", help=f"Of {', '.join(endpoints.MANAGEMENT)}: what is open to everybody")
+    ] = "",
+    trace: Annotated[str, typer.Option(help="OTLP/HTTP collector that gets the spans of every request")] = "",
 ) -> None:
-    """Build the repository if need be and serve it on this machine alone, until Ctrl-C."""
+    """Build the repository if need be and serve it until Ctrl-C; start again whatever of it dies."""
     from build import server
+    from build.certificate import Files, make
+    from build.supervisor import Ports, Supervisor
 
     workspace = open_workspace(spec, checkpoint, out, data, learners, network, factory)
-    ports = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics_port}"]
-    arguments = [*server.loopback(), *ports]
-    server.check_ports(arguments)  # before a build, which may take a minute
+    ports = Ports(http_port, grpc_port, metrics_port, address, server.LOOPBACK if tls else address)
+    try:
+        closed = endpoints.closed(filter(None, opened.split(",")), os.environ.get(endpoints.ADMIN_KEY, ""))
+    except ValueError as e:
+        raise LastrowError(str(e)) from e
+    arguments = [*closed, *endpoints.observed(trace, workspace.spec.model.name)]
+    if tls is not None:
+        files = make(tls) if test_certificates else Files(tls)
+        arguments += files.arguments(mutual)
+    elif mutual or test_certificates:
+        raise LastrowError("--mutual and --test-certificates go with --tls FOLDER")
+    server.check_ports(ports.arguments())  # before a build, which may take a minute
     _repo(workspace)
-    server.serve(workspace.out, arguments)
+    code = Supervisor(workspace.out, workspace.spec.model.name, ports, arguments).run()
+    raise typer.Exit(code if code >= 0 else 1)
+
+
+@app.command("audit")
+def audit_packages() -> None:
+    """Look the installed packages up among known vulnerabilities. Exit code 1 where one is vulnerable."""
+    from build.audit import audit
+
+    with bar("audit"):
+        found = audit()
+    for line in found.vulnerable:
+        print(line)
+    if not found.asked:
+        console.print("NOT AUDITED: no advisories can be had here (they come from the network)", highlight=False)
+    elif found.left_out:
+        console.print(f"not audited, since nobody publishes advisories of these: {', '.join(found.left_out)}")
+    if found.vulnerable:
+        raise LastrowError(f"{len(found.vulnerable)} known vulnerabilities; update, or accept one in build/audit.py")
 
 
 @app.command()

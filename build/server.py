@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import psutil
 import tritonclient.grpc as grpcclient
@@ -33,6 +35,7 @@ from ensemble.errors import LastrowError
 
 PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}  # tritonserver's own defaults
 LOOPBACK = "127.0.0.1"
+REGION = r"/dev/shm/triton_\S+_shm_region_[\w-]+"  # noqa: S108 where Triton puts what it shares with a stub
 
 
 class ServerError(LastrowError):
@@ -172,6 +175,104 @@ def free_ports(count: int = 3) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
+class Processes:
+    """A started tritonserver and its Python stubs: watched together, ended together, nothing of theirs left behind.
+
+    They are a process group of their own, so that Ctrl-C reaches whoever started them, and not them as well.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        output: IO[bytes] | int,
+        environment: dict[str, str] | None = None,
+        ends_with_parent: bool = False,
+    ) -> None:
+        """environment: more variables than this process has. ends_with_parent: SIGTERM when this thread is gone.
+
+        Raises:
+            ServerError: there is no server to start.
+        """
+        installation = find()
+        self._regions: set[Path] = set()
+        self._stubs: dict[int, str] = {}
+        self.popen = subprocess.Popen(
+            installation.command(arguments),
+            env=installation.environment | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if ends_with_parent else None,
+        )
+
+    @property
+    def returncode(self) -> int | None:
+        """The server's exit code; None while it runs."""
+        return self.popen.poll()
+
+    def tree(self) -> list[psutil.Process]:
+        """The server and its stubs, as far as they run."""
+        if self.returncode is not None:
+            return []
+        root = psutil.Process(self.popen.pid)
+        return [root, *root.children(recursive=True)]
+
+    def dead_stubs(self) -> list[str]:
+        """Instances whose process has ended on its own, e.g. "core_0_0". Triton serves on without them and stays "ready".
+
+        To be asked now and then: it is also how this object learns what shared memory the server has.
+        """
+        self._remember_regions()
+        dead = []
+        for process in self.tree()[1:]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended in an orderly way, and was waited for
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    dead.append(self._stubs.get(process.pid, f"process {process.pid}"))
+                elif process.pid not in self._stubs:
+                    self._stubs[process.pid] = _instance(process.cmdline())
+        return dead
+
+    def end(self, timeout_s: float) -> int:
+        """SIGTERM, and SIGKILL to all of them if that does not end the server in time; its exit code."""
+        self._remember_regions()
+        if self.returncode is None:
+            self.popen.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(timeout_s)
+        return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL to whatever still runs, and their shared memory removed; the server's exit code."""
+        self._remember_regions()
+        with contextlib.suppress(ProcessLookupError):  # all of the group have ended
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        code = self.popen.wait()
+        for region in self._regions:
+            region.unlink(missing_ok=True)
+        return code
+
+    def _remember_regions(self) -> None:
+        """A server that is killed, or whose stub was, leaves its regions in /dev/shm. Their names tell nobody's whose."""
+        with contextlib.suppress(OSError):  # it has ended
+            maps = Path(f"/proc/{self.popen.pid}/maps").read_text(encoding="utf-8")
+            self._regions |= {Path(path) for path in re.findall(REGION, maps)}
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _instance(command: Sequence[str]) -> str:
+    """A stub's instance by its command line, whose first argument is the model.py and one of whose last is the name."""
+    model = Path(command[1]).parent.parent.name if len(command) > 1 else ""
+    return next((argument for argument in command if model and argument.startswith(f"{model}_")), model or "a stub")
+
+
 class Server:
     """A tritonserver on loopback and free ports, for as long as a `with` block runs.
 
@@ -188,17 +289,19 @@ class Server:
         repository: Path,
         *,
         arguments: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
         log: Path | None = None,
         timeout_s: float = 180.0,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        """arguments: more of tritonserver's own. waiting: called a few times a second until the server is ready."""
+        """arguments, environment: more of tritonserver's own. waiting: called now and then until the server is ready."""
         self.repository = repository
         self._arguments = arguments
+        self._environment = environment
         self._timeout_s = timeout_s
         self._waiting = waiting
         self.log = log or ARTIFACTS / "tritonserver.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.processes: Processes | None = None
 
     def __enter__(self) -> Server:
         if not self.repository.is_dir():
@@ -214,16 +317,9 @@ class Server:
             f"--metrics-port={metrics}",
             *self._arguments,
         ]
-        installation = find()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                installation.command(arguments),
-                env=installation.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            self.processes = Processes(arguments, log, self._environment)
         try:
             self._wait_until_ready()
         except BaseException:
@@ -237,14 +333,14 @@ class Server:
         self.stop()
 
     def _wait_until_ready(self) -> None:
-        assert self.process is not None
+        assert self.processes is not None
         deadline = time.monotonic() + self._timeout_s
         with contextlib.closing(grpcclient.InferenceServerClient(self.grpc_url)) as client:
             while time.monotonic() < deadline:
-                if self.process.poll() is not None:
+                if self.processes.returncode is not None:
                     raise ServerError(
-                        f"tritonserver ended with exit code {self.process.returncode} while it started. "
-                        f"{failures(self.log)} The whole log: {self.log}"
+                        f"tritonserver ended with exit code {self.processes.returncode} while it started. "
+                        f"{failures(self.log.read_text(encoding='utf-8', errors='replace'))} The whole log: {self.log}"
                     )
                 with contextlib.suppress(grpcclient.InferenceServerException):  # refused until the port is open
                     if client.is_server_ready(client_timeout=1.0):
@@ -255,19 +351,13 @@ class Server:
 
     def rest(self) -> None:
         """Stop the server's processes where they are, so that they take nothing of the machine; `wake` lets them go on."""
-        for process in self._tree():
+        for process in self.processes.tree() if self.processes else ():
             process.suspend()
 
     def wake(self) -> None:
         """Let a resting server go on; nothing for one that is awake."""
-        for process in self._tree():
+        for process in self.processes.tree() if self.processes else ():
             process.resume()
-
-    def _tree(self) -> list[psutil.Process]:
-        if self.process is None or self.process.poll() is not None:
-            return []
-        root = psutil.Process(self.process.pid)
-        return [root, *root.children(recursive=True)]
 
     def stop(self, timeout_s: float = 40.0) -> int | None:
         """End the server as a supervisor would, with SIGTERM; with SIGKILL only if that does not end it in time.
@@ -275,16 +365,7 @@ class Server:
         Returns:
             Its exit code; None if it never ran.
         """
-        if self.process is None:
-            return None
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        return self.process.returncode
+        return None if self.processes is None else self.processes.end(timeout_s)
 
 
 def loopback() -> list[str]:
@@ -292,23 +373,11 @@ def loopback() -> list[str]:
     return [f"--{protocol}-address={LOOPBACK}" for protocol in ("http", "grpc", "metrics")]
 
 
-def failures(log: Path) -> str:
-    """What a tritonserver log says about why models did not load, one line a cause."""
-    text = log.read_text(encoding="utf-8", errors="replace")
+def failures(text: str) -> str:
+    """What a tritonserver log says about why models did not load, one sentence a cause."""
     causes = re.findall(r"^[EF]\d{4} .*?\] \"?(.*?)\"?$", text, re.MULTILINE)
     causes += re.findall(r"^error: (.*)$", text, re.MULTILINE)
     return " ".join(dict.fromkeys(causes)) or "It gave no reason."
-
-
-def serve(repository: Path, arguments: Sequence[str] = ()) -> None:
-    """Become the tritonserver that serves `repository`, in the foreground; does not return.
-
-    Raises:
-        ServerError: a port is taken, the repository is missing, or there is no server.
-    """
-    if not repository.is_dir():
-        raise ServerError(f"there is no model repository {repository}; run `make repo` first")
-    _become([f"--model-repository={repository}", *arguments])
 
 
 def _become(arguments: Sequence[str]) -> None:

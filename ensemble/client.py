@@ -7,8 +7,10 @@ Messages are written here and not by tritonclient's client, whose objects around
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from ensemble.shared_memory import SharedMemory
 from ensemble.spec import Spec
 
 Message = service_pb2.ModelInferRequest
-CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]  # bytes; -1: any
+ENVELOPE = 64 * 1024  # bytes of a message beside its tensors
 DEFAULT_URL = "127.0.0.1:8001"
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 1.0
 
@@ -83,8 +85,11 @@ class _Protocol:
         self.deadline_s = deadline_s
         self.retries = retries
         self._credentials = _credentials(tls)
+        self._limits = _limits(self.spec)
         tensors = self.spec.tensors
         self._outputs = (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities)
+        # Every request has a name of its own: the server's log says it where it refuses one, and so does the error here.
+        self._name, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
         self._types = {tensor.name: triton_to_np_dtype(tensor.dtype) for _, tensor in tensors}
 
     def requests(
@@ -112,6 +117,7 @@ class _Protocol:
             }
             message = Message(
                 model_name=self.spec.model.name,
+                id=f"{self._name}-{next(self._numbers)}",
                 inputs=[
                     Message.InferInputTensor(name=tensor.name, datatype=tensor.dtype, shape=given[tensor.name].shape)
                     for tensor in (tensors.problem_ids, tensors.responses)
@@ -141,29 +147,31 @@ class _Protocol:
             rows += zip(*(column if column is not None else [None] * learners for column in columns), strict=True)
         return [_prediction(h.learner, *row) for h, row in zip(histories, rows, strict=True)]
 
-    def fail(self, error: grpc.RpcError, first: int = 0) -> NoReturn:
-        """Raise the project's error for gRPC's. The server counts a request's learners; its first is `first`."""
+    def fail(self, error: grpc.RpcError, request: _Request | None = None) -> NoReturn:
+        """Raise the project's error for gRPC's. The server counts a request's learners from 0; the call's are others."""
         status, text = error.code().name, error.details()
+        first = request.first if request else 0
+        named = f" (request {request.message.id})" if request else ""
         if status == "UNAVAILABLE":
-            raise UnavailableError(f"{self.url} is not available: {text}", status) from error
+            raise UnavailableError(f"{self.url} is not available: {text}{named}", status) from error
         if status == "DEADLINE_EXCEEDED":
-            raise DeadlineExceededError(f"{self.url} did not answer in time: {text}", status) from error
+            raise DeadlineExceededError(f"{self.url} did not answer in time: {text}{named}", status) from error
         if status == "INVALID_ARGUMENT":
             counted = f" (learner 0 of this request is number {first} of the call)" if first else ""
-            raise InvalidRequestError(text + counted, status) from error
-        raise ServingError(f"{self.url}: {text}", status) from error
+            raise InvalidRequestError(text + counted + named, status) from error
+        raise ServingError(f"{self.url}: {text}{named}", status) from error
 
-    def retry_after(self, error: grpc.RpcError, tries: int, deadline: float, first: int = 0) -> float:
+    def retry_after(self, error: grpc.RpcError, tries: int, deadline: float, request: _Request | None = None) -> float:
         """Seconds to wait before the next try; raises the error where there is none.
 
         Only UNAVAILABLE is tried again: the server has not begun with such a request. The waits double and are
         spread at random, so that clients of a server that returns do not all come at once.
         """
         if error.code() is not grpc.StatusCode.UNAVAILABLE or tries > self.retries:
-            self.fail(error, first)
+            self.fail(error, request)
         wait = min(FIRST_BACKOFF_S * 2 ** (tries - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         if time.monotonic() + wait >= deadline:
-            self.fail(error)
+            self.fail(error, request)
         return wait
 
     def deadline(self, deadline_s: float | None) -> float:
@@ -200,9 +208,9 @@ class Client(_Protocol):
     ) -> None:
         super().__init__(url, spec, deadline_s, retries, tls)
         if self._credentials is None:
-            self._channel = grpc.insecure_channel(url, CHANNEL)
+            self._channel = grpc.insecure_channel(url, self._limits)
         else:
-            self._channel = grpc.secure_channel(url, self._credentials, CHANNEL)
+            self._channel = grpc.secure_channel(url, self._credentials, self._limits)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._memory = None
         if shared_memory:
@@ -286,7 +294,7 @@ class Client(_Protocol):
             try:
                 return self._stub.ModelInfer(request.message, timeout=max(deadline - time.monotonic(), 1e-3))
             except grpc.RpcError as e:
-                time.sleep(self.retry_after(e, tries, deadline, request.first))
+                time.sleep(self.retry_after(e, tries, deadline, request))
 
 
 class AsyncClient(_Protocol):
@@ -308,9 +316,9 @@ class AsyncClient(_Protocol):
     ) -> None:
         super().__init__(url, spec, deadline_s, retries, tls)
         if self._credentials is None:
-            self._channel = grpc.aio.insecure_channel(url, CHANNEL)
+            self._channel = grpc.aio.insecure_channel(url, self._limits)
         else:
-            self._channel = grpc.aio.secure_channel(url, self._credentials, CHANNEL)
+            self._channel = grpc.aio.secure_channel(url, self._credentials, self._limits)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncClient:
@@ -377,7 +385,20 @@ class AsyncClient(_Protocol):
             try:
                 return await self._stub.ModelInfer(request.message, timeout=max(deadline - time.monotonic(), 1e-3))
             except grpc.RpcError as e:
-                await asyncio.sleep(self.retry_after(e, tries, deadline, request.first))
+                await asyncio.sleep(self.retry_after(e, tries, deadline, request))
+
+
+def _limits(spec: Spec) -> list[tuple[str, int]]:
+    """gRPC's limits on a message, in bytes: the largest request and the largest answer that the spec allows."""
+    tensors, learners = spec.tensors, spec.batching.max_batch_size
+    columns = [(tensor, spec.batching.longest_history) for tensor in (tensors.problem_ids, tensors.responses)]
+    answers = (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities)
+    columns_back = [(tensor, spec.dims(tensor)[0]) for tensor in answers]
+    sent, received = (
+        learners * sum(length * np.dtype(triton_to_np_dtype(tensor.dtype)).itemsize for tensor, length in lengths)
+        for lengths in (columns, columns_back)
+    )
+    return [("grpc.max_send_message_length", sent + ENVELOPE), ("grpc.max_receive_message_length", received + ENVELOPE)]
 
 
 def _credentials(tls: Tls | None) -> grpc.ChannelCredentials | None:

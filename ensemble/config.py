@@ -57,6 +57,7 @@ def _preprocess(spec: Spec) -> ModelConfig:
         problems=spec.model.problems,
         widths=",".join(map(str, spec.model.widths)),
         shortest_history=spec.shortest_history,
+        longest_history=spec.batching.longest_history,
     )
     _warmup(spec, config)
     return config
@@ -72,6 +73,7 @@ def _core(spec: Spec) -> ModelConfig:
     kind = ModelInstanceGroup.KIND_CPU if step.device == "cpu" else ModelInstanceGroup.KIND_GPU
     config.instance_group.add(count=step.instances, kind=kind)
     config.dynamic_batching.max_queue_delay_microseconds = step.queue_delay_us
+    _queue(spec, config, step)
     _parameters(config, intra_op_thread_count=step.intra_op_threads)
     _warmup(spec, config)
     return config
@@ -127,7 +129,17 @@ def _python_step(spec: Spec, name: str, step: Step) -> ModelConfig:
     config.instance_group.add(count=step.instances, kind=ModelInstanceGroup.KIND_CPU)
     # Waiting here would be paid a second time: a step that batches without a delay takes what is queued already.
     config.dynamic_batching.max_queue_delay_microseconds = 0
+    _queue(spec, config, step)
     return config
+
+
+def _queue(spec: Spec, config: ModelConfig, step: Step) -> None:
+    """A queue with an end: under too much load, some refused at once are worth more than all answered too late."""
+    size = spec.batching.max_queue_size if step.max_queue_size is None else step.max_queue_size
+    policy = config.dynamic_batching.default_queue_policy
+    policy.max_queue_size = size
+    policy.default_timeout_microseconds = spec.batching.queue_timeout_us
+    policy.allow_timeout_override = True  # a client that waits less than this may say so
 
 
 def _input(spec: Spec, tensor: Tensor) -> ModelInput:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from multiprocessing.shared_memory import SharedMemory as Region
 from typing import Any
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import shared_memory, triton_to_np_dtype
+from tritonclient.utils import triton_to_np_dtype
 
 from ensemble.spec import Spec, Tensor
 
@@ -19,7 +20,8 @@ CLOSING_S = 5.0  # a server that does not answer keeps its view of the memory un
 class SharedMemory:
     """Two regions that a server has been told of: one that requests are written to, one that it answers into.
 
-    They hold one request at a time.
+    They hold one request at a time. Their names are gone as soon as the server has them, so that a client which is killed
+    leaves nothing in /dev/shm; their memory is given up with the last of both.
 
     Raises:
         grpc.RpcError: the server is not reachable, or runs on another host.
@@ -29,7 +31,7 @@ class SharedMemory:
         tensors, learners = spec.tensors, spec.batching.max_batch_size
         self._stub = stub
         self._spec = spec
-        self._regions: list[tuple[str, Any]] = []
+        self._regions: list[tuple[str, Region]] = []
         # Twice the window, since clients send whole histories; what is longer travels over the socket.
         self._room = sum(_bytes(tensor, learners * 2 * spec.model.window) for tensor in _inputs(spec))
         self._offsets: dict[str, int] = {}
@@ -52,7 +54,7 @@ class SharedMemory:
             return False
         offset, (name, region) = 0, self._requests
         for tensor, value in zip(message.inputs, values, strict=True):
-            shared_memory.set_shared_memory_region(region, [value], offset)
+            np.ndarray(value.shape, value.dtype, region.buf, offset)[:] = value
             _point(tensor, name, value.nbytes, offset)
             offset += value.nbytes
         return True
@@ -66,7 +68,7 @@ class SharedMemory:
         """An answer [learners, ...], copied: the next one comes to the same place."""
         shape = (learners, *self._spec.dims(tensor))
         kind = triton_to_np_dtype(tensor.dtype)
-        return shared_memory.get_contents_as_numpy(self._answers[1], kind, shape, self._offsets[tensor.name]).copy()
+        return np.ndarray(shape, kind, self._answers[1].buf, self._offsets[tensor.name]).copy()
 
     def close(self) -> None:
         """Take the regions back from the server, if it is still there, and give their memory up."""
@@ -79,16 +81,22 @@ class SharedMemory:
                 if e.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise
             finally:
-                shared_memory.destroy_shared_memory_region(region)
+                region.close()
         self._regions.clear()
 
-    def _region(self, purpose: str, size: int) -> tuple[str, Any]:
+    def _region(self, purpose: str, size: int) -> tuple[str, Region]:
         name = f"lastrow_{purpose}_{uuid.uuid4().hex}"
-        region = shared_memory.create_shared_memory_region(name, f"/{name}", size)
+        region = Region(name, create=True, size=size)
+        try:
+            self._stub.SystemSharedMemoryRegister(
+                service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size)
+            )
+        except BaseException:
+            region.close()
+            raise
+        finally:
+            region.unlink()
         self._regions.append((name, region))
-        self._stub.SystemSharedMemoryRegister(
-            service_pb2.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size)
-        )
         return name, region
 
 

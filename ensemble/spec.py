@@ -134,15 +134,22 @@ class Parity(_Table):
 
 
 class Batching(_Table):
-    """Learners a request, and learners a batch of each step."""
+    """Learners a request, and learners a batch of each step; how many requests may wait before a step, and how long.
+
+    max_queue_size: requests; 0: any number. queue_timeout_us: microseconds; 0: any time. longest_history: interactions.
+    """
 
     max_batch_size: Count
+    max_queue_size: Annotated[int, Field(ge=0)] = 512
+    queue_timeout_us: Annotated[int, Field(ge=0)] = 5_000_000
+    longest_history: Count = 100_000
 
 
 class Step(_Table):
-    """A Python step."""
+    """A Python step. max_queue_size: instead of batching.max_queue_size."""
 
     instances: Count = 1
+    max_queue_size: Annotated[int, Field(ge=0)] | None = None
 
 
 class CoreStep(Step):
@@ -231,6 +238,15 @@ class Spec(_Table):
             allowed = INTEGERS if role in INTEGER_ROLES else ("INT32",) if role in COUNTS else ("FP32",)
             if tensor.dtype not in allowed:
                 raise ValueError(f"tensors.{role}.dtype is {tensor.dtype}; allowed is {' or '.join(allowed)}")
+        return self
+
+    @model_validator(mode="after")
+    def _window_is_accepted(self) -> Spec:
+        if self.batching.longest_history < self.model.window:
+            raise ValueError(
+                f"batching.longest_history is {self.batching.longest_history}, less than the window of "
+                f"{self.model.window} (model.window) that the core sees"
+            )
         return self
 
     @model_validator(mode="after")

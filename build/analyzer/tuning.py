@@ -72,7 +72,7 @@ def write(workspace: Workspace, setting: Setting, gain: Gain) -> repository.Buil
     spec_file = workspace.spec_file
     try:
         document = tomlkit.parse(spec_file.read_text(encoding="utf-8"))
-        wanted = gain.contender.spec.model_dump(mode="json")
+        wanted = gain.contender.spec.model_dump(mode="json", exclude_none=True)
         for step, values in wanted["steps"].items():
             for key, value in values.items():
                 _set(document, ("steps", step, key), value)

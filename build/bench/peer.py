@@ -293,8 +293,8 @@ def _ensemble(
     began = time.perf_counter()
     with Server(repository, log=folder / f"{OURS}.log") as server:
         started = time.perf_counter() - began
-        assert server.process is not None
-        yield started, server.process.pid, {"gRPC": lambda: EnsembleClient(server.grpc_url, spec)}
+        assert server.processes is not None
+        yield started, server.processes.popen.pid, {"gRPC": lambda: EnsembleClient(server.grpc_url, spec)}
 
 
 @contextmanager

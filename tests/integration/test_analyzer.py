@@ -21,7 +21,7 @@ from build.analyzer import analysis, profile, result, sweep
 from build.analyzer.result import Setting
 from build.workspace import Workspace
 from ensemble.spec import DEFAULT_SPEC, Spec
-from tests.integration.conftest import Served
+from tests.conftest import Served
 
 SHORT = dataclasses.replace(
     profile.ENSEMBLE_SWEEP,
@@ -80,13 +80,14 @@ def test_a_sweep_is_interrupted_and_goes_on(workspace: Workspace, tmp_path: Path
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(sweep.InterruptedSweepError, match="the same command goes on"):
         sweep.run(ready, lambda *_: None)
     thread.join()
     assert list((ready.work / "checkpoints").glob("*.ckpt"))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
     again = sweep.prepare(SHORT, workspace.spec, workspace.out, tmp_path / "work")
     assert again.work == ready.work

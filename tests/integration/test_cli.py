@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from build import ROOT
-from tests.integration.conftest import Served
+from tests.conftest import Served
 
 
 def run(*arguments: str, stdin: str = "", module: str = "ensemble") -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from build.server import Server
 from ensemble.client import AsyncClient, Client
 from ensemble.errors import DeadlineExceededError, InvalidRequestError
 from ensemble.history import History, pad
-from tests.integration.conftest import Served, answer_of, learner
+from tests.conftest import Served, answer_of, learner
 
 
 def expected(served: Served, history: History) -> np.ndarray:

@@ -18,8 +18,7 @@ from build.server import Server
 from ensemble.client import Client
 from ensemble.errors import InvalidRequestError
 from tests import factories
-from tests.conftest import resized, untrained
-from tests.integration.conftest import answer_of, learner
+from tests.conftest import answer_of, learner, resized, untrained
 from tests.integration.test_cli import run
 
 PROBLEMS, WINDOW = 40, 32

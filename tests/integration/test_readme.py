@@ -17,7 +17,7 @@ from build.export import export
 from build.network import create
 from build.reduce import reduce
 from build.workspace import open_workspace
-from tests.integration.conftest import Served
+from tests.conftest import Served
 from tests.integration.test_server import ports, wait_until_ready
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

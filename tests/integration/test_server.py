@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from build import ROOT
 from build.server import PORTS, Server, ServerError, free_ports, loopback
-from tests.integration.conftest import Served
+from tests.conftest import Served
 
 LAUNCHER = Path(sys.prefix) / "bin" / "tritonserver"
 

@@ -11,7 +11,7 @@ import tritonclient.grpc as grpcclient
 from ensemble.client import Client
 from ensemble.errors import InvalidRequestError
 from ensemble.history import History
-from tests.integration.conftest import Served, learner
+from tests.conftest import Served, learner
 
 
 def registered(served: Served) -> set[str]:

@@ -1,19 +1,42 @@
 """First step of the ensemble: checks learners' histories and hands the core windows of one of a few widths.
 
+It also tells what it sees: Prometheus metrics beside Triton's own, and a line in the log for a refused request. Where the
+environment variable LASTROW_DRAIN names a file, requests are refused as soon as that file is there, so that a server which
+is about to stop finishes what it has and takes nothing new.
+
 Tensors are taken by their order in config.pbtxt, so the names stay the spec's business:
     inputs   problem_ids, responses INT32 or INT64 [batch, any]
     outputs  recent_problem_ids, recent_responses [batch, window], of the types in config.pbtxt; lengths INT32 [batch, 1]
 """
 
+import collections
 import json
+import os
+import threading
+import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 PADDING = -1
+DRAIN = "LASTROW_DRAIN"
+PUBLISHED_EVERY_S = 1.0
+LOGGED_A_SECOND = 5  # refusals, by one instance
+HISTORY_LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # upper ends of the histogram's buckets
+REASONS = ("shape", "problem_id", "response", "padding", "too_short", "too_long")
 
 
-def check(problem_ids, responses, problems, shortest_history=0, names=("problem_ids", "responses")):
+class RefusedError(ValueError):
+    """A request that breaks the contract. reason: one of REASONS, what refusals are counted by."""
+
+    def __init__(self, reason, message):
+        super().__init__(message)
+        self.reason = reason
+
+
+def check(
+    problem_ids, responses, problems, shortest_history=0, longest_history=None, names=("problem_ids", "responses")
+):
     """Count the interactions of every learner, or say what is wrong with the request.
 
     Args:
@@ -21,21 +44,29 @@ def check(problem_ids, responses, problems, shortest_history=0, names=("problem_
         responses: of the same shape, 0 or 1, -1 exactly where problem_ids is -1.
         problems: how many problems the model knows.
         shortest_history: interactions that a learner needs at least.
+        longest_history: columns that a request has at most; None: any number.
         names: what the two tensors are called in messages.
 
     Returns:
         INT32 [batch], the number of interactions before the padding.
 
     Raises:
-        ValueError: names tensor, learner, position, value and what is allowed there.
+        RefusedError: names tensor, learner, position, value and what is allowed there.
     """
     ids_name, responses_name = names
     if problem_ids.shape[0] == 0:
-        raise ValueError(f"{ids_name} has 0 learners; send at least 1")
+        raise RefusedError("shape", f"{ids_name} has 0 learners; send at least 1")
+    if longest_history is not None and problem_ids.shape[1] > longest_history:
+        raise RefusedError(
+            "too_long",
+            f"{ids_name} has shape {list(problem_ids.shape)}; allowed are at most {longest_history} interactions a "
+            "learner: send the most recent ones",
+        )
     if problem_ids.shape != responses.shape:
-        raise ValueError(
+        raise RefusedError(
+            "shape",
             f"{ids_name} has shape {list(problem_ids.shape)} and {responses_name} {list(responses.shape)}; "
-            "both need the same [learners, interactions]"
+            "both need the same [learners, interactions]",
         )
     # As unsigned numbers every negative is far above any limit: one comparison a tensor instead of two.
     ids, answers = (values.view(f"u{values.itemsize}") for values in (problem_ids, responses))
@@ -45,9 +76,10 @@ def check(problem_ids, responses, problems, shortest_history=0, names=("problem_
         lengths = _count(problem_ids, responses, ids < problems, answers <= 1, problems, names)
     if lengths.min() < shortest_history:
         learner = int((lengths < shortest_history).argmax())
-        raise ValueError(
+        raise RefusedError(
+            "too_short",
             f"{ids_name}: learner {learner} has {lengths[learner]} interactions; this model answers from "
-            f"{shortest_history} on"
+            f"{shortest_history} on",
         )
     return lengths
 
@@ -60,28 +92,34 @@ def _count(problem_ids, responses, known, answered, problems, names):
     right = np.where(before_padding, known & answered, padding)
     if not right.all():
         learner, position = np.argwhere(~right)[0]
-        raise ValueError(_explain(problem_ids[learner], responses[learner], learner, position, problems, names))
+        raise _refusal(problem_ids[learner], responses[learner], learner, position, problems, names)
     return lengths
 
 
-def _explain(problem_ids, responses, learner, position, problems, names):
+def _refusal(problem_ids, responses, learner, position, problems, names):
     """Why the interaction at `position` of one learner's [time] arrays is refused."""
     ids_name, responses_name = names
     where = f"learner {learner}, position {position}"
     problem, response = problem_ids[position], responses[position]
     if problem == PADDING and (problem_ids[position + 1 :] != PADDING).any():
-        return (
-            f"{ids_name}: {where} is -1, but interactions follow it; -1 is allowed only as padding after the last one"
+        return RefusedError(
+            "padding",
+            f"{ids_name}: {where} is -1, but interactions follow it; -1 is allowed only as padding after the last one",
         )
     if problem != PADDING and not 0 <= problem < problems:
-        return (
+        return RefusedError(
+            "problem_id",
             f"{ids_name}: {where} is {problem}; allowed are 0 to {problems - 1}, "
-            "and -1 as padding after the last interaction"
+            "and -1 as padding after the last interaction",
         )
     if problem == PADDING:
-        return f"{responses_name}: {where} is {response}; where {ids_name} is -1 only -1 is allowed"
-    return (
-        f"{responses_name}: {where} is {response}; allowed are 0 (wrong) and 1 (correct), and -1 where {ids_name} is -1"
+        return RefusedError(
+            "padding", f"{responses_name}: {where} is {response}; where {ids_name} is -1 only -1 is allowed"
+        )
+    return RefusedError(
+        "response",
+        f"{responses_name}: {where} is {response}; allowed are 0 (wrong) and 1 (correct), "
+        f"and -1 where {ids_name} is -1",
     )
 
 
@@ -112,6 +150,97 @@ def narrowest(widths, longest):
     return next((width for width in widths if width >= longest), widths[-1])
 
 
+class Metrics:
+    """What this step publishes on Triton's own metrics endpoint, summed up and handed over once a second.
+
+    Handing a number over costs 50 us, more than a request's whole check: requests only leave a note, and a thread counts.
+    The histogram of history lengths is a counter a bucket, as Prometheus reads histograms, because Triton's own kind would
+    have to be told of every learner and is unknown to older servers.
+    """
+
+    def __init__(self, window):
+        self.window = window
+        self._lengths = collections.deque()
+        self._refusals = collections.deque()
+        self._stopping = threading.Event()
+        self._learners = _counter("lastrow_learners_total", "Learners of accepted requests")
+        self._truncated = _counter("lastrow_truncated_total", "Learners whose history is longer than the window")
+        self._cold = _counter("lastrow_cold_starts_total", "Learners without history")
+        name, text = "lastrow_history_length", "Interactions of the learners of accepted requests"
+        ends = [*(str(end) for end in HISTORY_LENGTHS), "+Inf"]
+        self._buckets = _counters(f"{name}_bucket", text, "le", ends)
+        self._sum = _counter(f"{name}_sum", text)
+        self._count = _counter(f"{name}_count", text)
+        self._refused = _counters("lastrow_refusals_total", "Requests refused, by reason", "reason", REASONS)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def accepted(self, lengths):
+        """Note a request's history lengths, INT32 [batch]."""
+        self._lengths.append(lengths)
+
+    def refused(self, reason):
+        """Note a refusal."""
+        self._refusals.append(reason)
+
+    def stop(self):
+        """Hand over what is left."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self):
+        while not self._stopping.wait(PUBLISHED_EVERY_S):
+            self._publish()
+        self._publish()
+
+    def _publish(self):
+        noted = [self._lengths.popleft() for _ in range(len(self._lengths))]
+        if noted:
+            lengths = np.concatenate(noted)
+            self._learners.increment(len(lengths))
+            self._truncated.increment(int((lengths > self.window).sum()))
+            self._cold.increment(int((lengths == 0).sum()))
+            for end, bucket in zip((*HISTORY_LENGTHS, np.inf), self._buckets.values()):
+                bucket.increment(int((lengths <= end).sum()))
+            self._sum.increment(int(lengths.sum()))
+            self._count.increment(len(lengths))
+        for reason, count in collections.Counter(self._refusals.popleft() for _ in range(len(self._refusals))).items():
+            self._refused[reason].increment(count)
+
+
+def _counters(name, description, label, values):
+    """One counter for each of a label's values, by value, all of them there from the start."""
+    family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+    # A family is gone with the last reference to it: its metrics keep theirs.
+    return {value: family.Metric(labels={label: value} if label else {}) for value in values}
+
+
+def _counter(name, description):
+    return _counters(name, description, None, [""])[""]
+
+
+class RefusalLog:
+    """One line a refused request, but at most so many a second: who sends rubbish does not fill the disk."""
+
+    def __init__(self, a_second=LOGGED_A_SECOND):
+        self.a_second = a_second
+        self._second = 0
+        self._lines = 0
+        self._left_out = 0
+
+    def line(self, request_id, message, now):
+        """What to log, or None; now is in seconds."""
+        if int(now) != self._second:
+            self._second, self._lines = int(now), 0
+        if self._lines == self.a_second:
+            self._left_out += 1
+            return None
+        self._lines += 1
+        before = f" ({self._left_out} refusals before it were not logged)" if self._left_out else ""
+        self._left_out = 0
+        return f"refused request {request_id or 'without id'}: {message}{before}"
+
+
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
@@ -122,21 +251,52 @@ class TritonPythonModel:
         self.widths = [int(width) for width in parameters["widths"].split(",")]
         self.problems = int(parameters["problems"])
         self.shortest_history = int(parameters["shortest_history"])
+        self.longest_history = int(parameters["longest_history"])
+        self.drain_file = os.environ.get(DRAIN)
+        self.refusals = RefusalLog()
+        try:
+            self.metrics = Metrics(self.widths[-1])
+        except (AttributeError, pb_utils.TritonModelException) as e:
+            # A server that is told to publish no metrics, or too old to take any, serves all the same.
+            pb_utils.Logger.log_info(f"no metrics of this step: {e}")
+            self.metrics = None
 
     def execute(self, requests):
+        if self.drain_file and os.path.exists(self.drain_file):  # noqa: PTH110 a tenth of pathlib's time, every request
+            return [self._error("the server is stopping: ask another one, or later", "UNAVAILABLE") for _ in requests]
         return [self._answer(request) for request in requests]
+
+    def finalize(self):
+        if self.metrics:
+            self.metrics.stop()
 
     def _answer(self, request):
         problem_ids, responses = (
             pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names
         )
         try:
-            lengths = check(problem_ids, responses, self.problems, self.shortest_history, self.input_names)
-        except ValueError as e:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(e), pb_utils.TritonError.INVALID_ARG))
+            lengths = check(
+                problem_ids, responses, self.problems, self.shortest_history, self.longest_history, self.input_names
+            )
+        except RefusedError as e:
+            return self._refuse(request, e)
+        if self.metrics:
+            self.metrics.accepted(lengths)
         valid = np.minimum(lengths, self.widths[-1])
         width = narrowest(self.widths, valid.max())
         windows = (recent(values, lengths, width, dtype) for values, dtype in zip((problem_ids, responses), self.types))
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, (*windows, valid[:, None]))]
         )
+
+    def _refuse(self, request, refusal):
+        if self.metrics:
+            self.metrics.refused(refusal.reason)
+        line = self.refusals.line(request.request_id(), str(refusal), time.monotonic())
+        if line:
+            pb_utils.Logger.log_warn(line)
+        return self._error(str(refusal), "INVALID_ARG")
+
+    @staticmethod
+    def _error(message, code):
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))

@@ -1,0 +1,216 @@
+"""`make serve`: a tritonserver that is watched, started again when it or one of its stubs dies, and drained before it stops.
+
+Triton 2.51 goes on and stays "ready" when a Python stub has died: requests that need it fail after a second each, for ever.
+And on SIGTERM its ensembles refuse the next step of requests that are half done. Both are settled from outside, here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from build.server import LOOPBACK, Processes, ServerError, check_ports, failures
+
+DRAIN = "LASTROW_DRAIN"  # the environment variable that tells the preprocess step which file to look for
+LOOK_EVERY_S = 0.25
+START_S = 180.0
+DRAIN_S = 20.0
+# A server with nothing queued that has answered nothing for so long, and for so many times its mean, has nothing to answer.
+QUIET_S, QUIET_MEANS = 0.5, 4
+EXIT_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+GIVE_UP_AFTER = 5  # restarts in a row that did not end in a ready server
+LOG_LINES = 200
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the server listens. http_address is that of HTTP and metrics, which are not encrypted."""
+
+    http: int
+    grpc: int
+    metrics: int
+    address: str = LOOPBACK
+    http_address: str = LOOPBACK
+
+    def arguments(self) -> list[str]:
+        """As tritonserver's arguments."""
+        return [
+            f"--http-port={self.http}",
+            f"--grpc-port={self.grpc}",
+            f"--metrics-port={self.metrics}",
+            f"--grpc-address={self.address}",
+            f"--http-address={self.http_address}",
+            f"--metrics-address={self.http_address}",
+        ]
+
+
+class Supervisor:
+    """Serves a repository until it is told to stop, by SIGTERM or SIGINT.
+
+    Args:
+        model: the ensemble's name, whose requests are waited for at the end.
+        arguments: more of tritonserver's own.
+        say: takes what happens, a line each.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        model: str,
+        ports: Ports,
+        arguments: Sequence[str] = (),
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ) -> None:
+        self._arguments = [f"--model-repository={repository.resolve()}", *ports.arguments(), *arguments]
+        self._repository = repository
+        self._model = model
+        self._ports = ports
+        self._say = say
+        self._asked_to_stop = threading.Event()
+
+    def run(self) -> int:
+        """Serve. Returns the exit code: 0 after an orderly stop, else what ended the last server.
+
+        Raises:
+            ServerError: a port is taken, the repository is missing, or the server does not start.
+        """
+        if not self._repository.is_dir():
+            raise ServerError(f"there is no model repository {self._repository}; run `make repo` first")
+        check_ports(self._arguments)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask_to_stop)
+        failed, begun = 0, False
+        with tempfile.TemporaryDirectory(prefix="lastrow-serve-") as folder:
+            while True:
+                drain = Path(folder) / "drain"
+                running = _Running(self._arguments, drain, self._ports)
+                try:
+                    reason = self._watch(running)
+                    if reason is None:
+                        return self._stop(running, drain)
+                    failed, begun = 0, True
+                    self._say(f"{reason}; starting again")
+                except ServerError as e:
+                    failed += 1
+                    if not begun or failed == GIVE_UP_AFTER:
+                        raise
+                    self._say(f"{e}; trying again")
+                finally:
+                    running.processes.kill()
+                if self._asked_to_stop.wait(_pause(failed)):
+                    return 0
+
+    def _ask_to_stop(self, number: int, _: object) -> None:
+        if self._asked_to_stop.is_set():  # asked a second time: at once
+            raise SystemExit(128 + number)
+        self._asked_to_stop.set()
+
+    def _watch(self, running: _Running) -> str | None:
+        """Wait until the server is ready, then until it breaks; why it broke, None where the supervisor is to stop."""
+        start, ready = time.monotonic(), False
+        while not self._asked_to_stop.wait(LOOK_EVERY_S):
+            code = running.processes.returncode
+            if code is not None:
+                if not ready:
+                    raise ServerError(f"tritonserver ended with exit code {code} while it started. {running.causes()}")
+                return f"tritonserver ended with exit code {code}"
+            dead = running.processes.dead_stubs()
+            if dead:
+                return f"{', '.join(dead)} died"
+            if not ready and running.ready():
+                ready = True
+                self._say(f"{self._model} is ready: gRPC {self._ports.address}:{self._ports.grpc}")
+            if not ready and time.monotonic() - start > START_S:
+                raise ServerError(f"tritonserver was not ready after {START_S:.0f} s. {running.causes()}")
+        return None
+
+    def _stop(self, running: _Running, drain: Path) -> int:
+        """New requests are refused from here on; those under way get their answers; then the server ends."""
+        drain.touch()
+        if running.ready():
+            self._say("stopping: finishing what is under way")
+            quiet_s = max(QUIET_S, QUIET_MEANS * running.mean_s(self._model))
+            deadline, last, since = time.monotonic() + DRAIN_S, running.progress(self._model), time.monotonic()
+            while time.monotonic() < deadline and time.monotonic() - since < quiet_s:
+                time.sleep(LOOK_EVERY_S / 5)
+                progress = running.progress(self._model)
+                if progress != last or progress[1]:
+                    last, since = progress, time.monotonic()
+        return running.processes.end(EXIT_S)
+
+
+class _Running:
+    """One tritonserver, its log, and what it says of itself."""
+
+    def __init__(self, arguments: Sequence[str], drain: Path, ports: Ports) -> None:
+        self._ports = ports
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        read, write = os.pipe()
+        self.processes = Processes(arguments, write, {DRAIN: str(drain)}, ends_with_parent=True)
+        os.close(write)
+        threading.Thread(target=self._relay, args=(os.fdopen(read, "rb"),), daemon=True).start()
+
+    def _relay(self, lines: IO[bytes]) -> None:
+        """Pass the server's log on, and keep the end of it: it says why models did not load."""
+        with lines:
+            for line in lines:
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
+                self._log.append(line.decode(errors="replace"))
+
+    def causes(self) -> str:
+        return failures("".join(self._log))
+
+    def ready(self) -> bool:
+        return self._get(self._ports.http, "/v2/health/ready") is not None
+
+    def progress(self, model: str) -> tuple[float, float]:
+        """How many requests were answered, and how many wait before some step."""
+        metrics = self._metrics()
+        return metrics("request_success", model), metrics("pending_request_count", r"[^\"]*")
+
+    def mean_s(self, model: str) -> float:
+        """How long a request took so far, queues included."""
+        metrics = self._metrics()
+        return metrics("request_duration_us", model) / 1e6 / max(metrics("request_success", model), 1)
+
+    def _metrics(self) -> Callable[[str, str], float]:
+        """What Triton counts, summed over all the models whose name matches."""
+        text = self._get(self._ports.metrics, "/metrics") or ""
+
+        def total(name: str, model: str) -> float:
+            lines = rf'^nv_inference_{name}\{{.*model="{model}".*\}} (\S+)$'
+            return sum(float(value) for value in re.findall(lines, text, re.MULTILINE))
+
+        return total
+
+    def _get(self, port: int, path: str) -> str | None:
+        """A page of the server's; None while there is none."""
+        given = self._ports.http_address
+        address = LOOPBACK if given in ("0.0.0.0", "::") else given  # noqa: S104 compared, not bound
+        connection = http.client.HTTPConnection(address, port, timeout=2.0)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.read().decode() if answer.status == http.client.OK else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+
+def _pause(failed: int) -> float:
+    """Seconds before the next start: none after a first fault, then doubling."""
+    return 0.0 if failed == 0 else min(FIRST_PAUSE_S * 2 ** (failed - 1), LONGEST_PAUSE_S)

@@ -1,0 +1,142 @@
+"""Servers to be broken: `make serve` as a person starts it, and repositories with one thing changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from build import ROOT
+from build.server import REGION, Server, free_ports
+from ensemble.history import History
+from tests.conftest import Served, learner
+from tests.faults.traffic import Known
+
+SHM = Path(REGION).parent
+LENGTHS = (0, 1, 3, 20, 20, 37, 64, 100, 128, 300, 511, 512, 700)
+
+
+def regions() -> set[str]:
+    """What Triton's Python backend and this project's clients have in shared memory, on this machine."""
+    return {path.name for path in SHM.iterdir() if path.name.startswith(("triton_", "lastrow_"))}
+
+
+def wait_until(done: Callable[[], bool], timeout_s: float, what: str) -> float:
+    """Seconds until it was done."""
+    start = time.monotonic()
+    while not done():
+        assert time.monotonic() - start < timeout_s, f"{what}: not after {timeout_s} s"
+        time.sleep(0.05)
+    return time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A running `make serve`."""
+
+    process: subprocess.Popen[bytes]
+    http: int
+    grpc: int
+    metrics: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"127.0.0.1:{self.grpc}"
+
+    def ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/v2/health/ready", timeout=2) as answer:  # noqa: S310
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def read_metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as answer:  # noqa: S310
+            return answer.read().decode()
+
+    def server(self) -> psutil.Process:
+        """The tritonserver of now."""
+        (found,) = [p for p in psutil.Process(self.process.pid).children(recursive=True) if p.name() == "tritonserver"]
+        return found
+
+    def stubs(self, step: str) -> list[psutil.Process]:
+        return [p for p in self.server().children(recursive=True) if f"/{step}/1/" in " ".join(p.cmdline())]
+
+
+@contextlib.contextmanager
+def supervised(served: Served, folder: Path, *options: str, wait: bool = True) -> Iterator[Supervised]:
+    """What `make serve` runs, for a repository that is there."""
+    http, grpc, metrics = free_ports(3)
+    command = [sys.executable, "-m", "build", "serve", "--checkpoint", str(served.checkpoint)]
+    command += ["--out", str(served.repository), "--http-port", str(http), "--grpc-port", str(grpc)]
+    log = folder / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--metrics-port", str(metrics), *options], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
+    found = Supervised(process, http, grpc, metrics, log)
+    try:
+        if wait:
+            wait_until(lambda: found.ready() or process.poll() is not None, 90, "make serve is ready")
+            assert process.poll() is None, log.read_text()
+        yield found
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
+@pytest.fixture(scope="session")
+def known(served: Served) -> Known:
+    """Learners of many lengths, and what they get alone."""
+    histories = [History(str(number), *_columns(length, number)) for number, length in enumerate(LENGTHS)]
+    return Known.ask(served.server.grpc_url, served.spec, histories)
+
+
+def _columns(length: int, seed: int):
+    history = learner(length, seed)
+    return history.problem_ids, history.responses
+
+
+@pytest.fixture
+def copy(served: Served, tmp_path: Path) -> Callable[..., Path]:
+    """Copies of the served repository: copy(edit) where edit(folder) changes something in it."""
+
+    def make(edit: Callable[[Path], object] = lambda _: None) -> Path:
+        folder = tmp_path / f"models-{len(os.listdir(tmp_path))}"
+        shutil.copytree(served.repository, folder)
+        edit(folder)
+        return folder
+
+    return make
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace a text in a file, which has to be there."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{path} has no {old!r}"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def still_answers(server: Server, spec, known: Known) -> None:
+    """The server is ready and gives every known learner the known answer."""
+    again = Known.ask(server.grpc_url, spec, known.histories)
+    for name, (answer,) in again.answers.items():
+        assert known.holds(name, answer), f"learner {name}"
