@@ -134,12 +134,19 @@ def _python_step(spec: Spec, name: str, step: Step) -> ModelConfig:
 
 
 def _queue(spec: Spec, config: ModelConfig, step: Step) -> None:
-    """A queue with an end: under too much load, some refused at once are worth more than all answered too late."""
+    """Limits on the step's queue, where the spec has some.
+
+    Only there: with any of these fields set, Triton's batcher sleeps for up to 0.5 s over a waiting request when an
+    instance gets free and no new request comes in (core, dynamic_batch_scheduler.cc, WaitForPayloadSlotAvailable).
+    """
     size = spec.batching.max_queue_size if step.max_queue_size is None else step.max_queue_size
-    policy = config.dynamic_batching.default_queue_policy
-    policy.max_queue_size = size
-    policy.default_timeout_microseconds = spec.batching.queue_timeout_us
-    policy.allow_timeout_override = True  # a client that waits less than this may say so
+    timeout = spec.batching.queue_timeout_us
+    if size:
+        config.dynamic_batching.default_queue_policy.max_queue_size = size
+    if timeout:
+        config.dynamic_batching.default_queue_policy.default_timeout_microseconds = timeout
+        # A client that waits less than this may say so.
+        config.dynamic_batching.default_queue_policy.allow_timeout_override = True
 
 
 def _input(spec: Spec, tensor: Tensor) -> ModelInput:

@@ -140,8 +140,8 @@ class Batching(_Table):
     """
 
     max_batch_size: Count
-    max_queue_size: Annotated[int, Field(ge=0)] = 512
-    queue_timeout_us: Annotated[int, Field(ge=0)] = 5_000_000
+    max_queue_size: Annotated[int, Field(ge=0)] = 0
+    queue_timeout_us: Annotated[int, Field(ge=0)] = 0
     longest_history: Count = 100_000
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -58,13 +57,13 @@ class Supervised:
 
     def ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/v2/health/ready", timeout=2) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/v2/health/ready", timeout=2) as answer:
                 return answer.status == 200
         except OSError:
             return False
 
     def read_metrics(self) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as answer:
             return answer.read().decode()
 
     def server(self) -> psutil.Process:
@@ -120,7 +119,7 @@ def copy(served: Served, tmp_path: Path) -> Callable[..., Path]:
     """Copies of the served repository: copy(edit) where edit(folder) changes something in it."""
 
     def make(edit: Callable[[Path], object] = lambda _: None) -> Path:
-        folder = tmp_path / f"models-{len(os.listdir(tmp_path))}"
+        folder = tmp_path / f"models-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(served.repository, folder)
         edit(folder)
         return folder

@@ -182,7 +182,7 @@ def test_http_refuses_with_400(served: Served):
     url = f"http://{served.server.http_url}/v2/models/{served.spec.model.name}/infer"
     request = urllib.request.Request(url, json.dumps(body).encode())
     with pytest.raises(urllib.error.HTTPError) as raised:
-        urllib.request.urlopen(request, timeout=10)  # noqa: S310
+        urllib.request.urlopen(request, timeout=10)
     assert raised.value.code == 400
     assert "position 0 is 99999" in raised.value.read().decode()
 

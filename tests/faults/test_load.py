@@ -1,0 +1,198 @@
+"""Batches, bursts and callers that go away: who is answered is answered right, who is not is told so at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from build import repository
+from build.bench import rung
+from build.server import Server
+from ensemble.client import AsyncClient, Client
+from ensemble.errors import DeadlineExceededError
+from ensemble.history import History
+from ensemble.spec import Spec
+from tests.conftest import Served, learner
+from tests.faults.conftest import regions, still_answers, wait_until
+from tests.faults.traffic import Known, Traffic, ask
+
+STEPS = ("preprocess", "core", "postprocess")
+BURST, BURST_S = 1000, 1.0
+QUEUE, OTHER_QUEUES = 4, 64
+REFUSED_WITHIN_S, SERVED_WITHIN_S = 0.05, 5.0
+GONE = 200
+GROWTH_MB = 50.0
+
+
+def changed(served: Served, folder: Path, **values: object) -> Path:
+    """The repository, for a spec with other values by their dotted keys, two underscores for the dot."""
+    shutil.copytree(served.repository, folder)  # the core stays as it is, and is not made a second time
+    return repository.build(rung.changed(served.spec, **values), served.checkpoint, folder).folder
+
+
+def total(server: Server, name: str, labels: str = "") -> float:
+    """One of Triton's counters, summed over the models whose labels match."""
+    with urllib.request.urlopen(server.metrics_url, timeout=5) as answer:
+        text = answer.read().decode()
+    found = re.findall(rf"^nv_inference_{name}\{{.*{labels}.*\}} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def entered(server: Server) -> list[float]:
+    """How many requests each step has worked on."""
+    return [total(server, "request_success", f'model="{step}"') for step in STEPS]
+
+
+def resident(server: Server) -> float:
+    """Megabytes of the server and its stubs, what they share counted once."""
+    return sum(process.memory_full_info().pss for process in server.processes.tree()) / 2**20
+
+
+def test_one_bad_request_among_seven_good_ones_fails_alone(served: Served, known: Known):
+    bad = History("bad", [1, 2, 14041], [0, 1, 1])
+
+    async def round_of_eight() -> list[str]:
+        async with AsyncClient(served.server.grpc_url, spec=served.spec, retries=0) as client:
+            eight = [*known.histories[3:10], bad]
+            outcomes = await asyncio.gather(*(ask(client, history, known) for history in eight))
+        assert [outcome.status for outcome in outcomes] == ["OK"] * 7 + ["INVALID_ARGUMENT"]
+        assert "learner 0, position 2 is 14041" in outcomes[-1].message
+        assert all(outcome.same for outcome in outcomes[:7])
+        return [outcome.status for outcome in outcomes]
+
+    for _ in range(25):
+        asyncio.run(round_of_eight())
+
+
+def test_a_learner_gets_the_same_answer_in_any_company(served: Served, client: Client, known: Known):
+    order = np.random.default_rng(0)
+    for size in (2, 5, 13, 32):
+        batch = [known.histories[i] for i in order.integers(0, len(known.histories), size)]
+        for history, answer in zip(batch, client.predict(batch), strict=True):
+            assert known.holds(history.learner, answer.probabilities)
+    with Traffic(served.server.grpc_url, served.spec, known, callers=16) as traffic:
+        traffic.wait_for(800)
+    assert set(traffic.statuses()) == {"OK"}
+    assert traffic.wrong() == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_burst_is_served_or_refused_at_once(served: Served, known: Known, tmp_path: Path, step: str):
+    limits = {"batching__max_queue_size": OTHER_QUEUES, f"steps__{step}__max_queue_size": QUEUE}
+    repository = changed(served, tmp_path / "models", **limits)
+    with Server(repository, log=tmp_path / "log") as server:
+        before = entered(server)
+        outcomes = asyncio.run(burst(server.grpc_url, served.spec, known))
+        steps = [BURST, *(now - then for now, then in zip(entered(server), before, strict=True))]
+        refused_by = dict(zip(STEPS, (came - went for came, went in itertools.pairwise(steps)), strict=True))
+        served_s = [o.took_s for o in outcomes if o.status == "OK"]
+        refused = [o for o in outcomes if o.status == "UNAVAILABLE"]
+        quickly = float(np.percentile([o.took_s for o in refused], 95))
+        print(
+            f"{step}: {len(served_s)} in at most {max(served_s):.2f} s, {len(refused)} refused, 95 % in {quickly:.3f} s"
+        )
+        assert len(served_s) + len(refused) == len(outcomes) == BURST
+        assert served_s
+        assert all("Exceeds maximum queue size" in o.message for o in refused)
+        # Triton itself counts none of them at the step that refused: only how many each step took tells.
+        assert refused_by[step] > 0
+        assert sum(refused_by.values()) == len(refused)
+        # The last step refuses what has waited for the core already: that wait is the core's queue, which has an end too.
+        assert quickly < (SERVED_WITHIN_S if step == "postprocess" else REFUSED_WITHIN_S)
+        assert max(served_s) < SERVED_WITHIN_S
+        assert all(o.same for o in outcomes)
+        assert total(server, "pending_request_count") == 0
+        still_answers(server, served.spec, known)
+
+
+async def burst(url: str, spec: Spec, known: Known):
+    """All of them in a second, several times what two cores serve."""
+    async with AsyncClient(url, spec=spec, retries=0, deadline_s=60) as client:
+        tasks = []
+        begun = time.monotonic()
+        for number, i in enumerate(np.random.default_rng(0).integers(0, len(known.histories), BURST)):
+            tasks.append(asyncio.create_task(ask(client, known.histories[i], known)))
+            await asyncio.sleep(begun + number / BURST * BURST_S - time.monotonic())
+        return await asyncio.gather(*tasks)
+
+
+def test_a_wait_before_a_step_has_an_end(served: Served, known: Known, tmp_path: Path):
+    folder = changed(served, tmp_path / "models", batching__queue_timeout_us=100_000)
+    with Server(folder, log=tmp_path / "log") as server:
+        outcomes = asyncio.run(burst(server.grpc_url, served.spec, known))
+        statuses = {o.status for o in outcomes}
+        assert statuses == {"OK", "UNAVAILABLE"}
+        late = [o for o in outcomes if "timeout expired" in o.message]
+        assert late
+        assert max(o.took_s for o in late) < SERVED_WITHIN_S
+        assert all(o.same for o in outcomes)
+        assert total(server, "pending_request_count") == 0
+        still_answers(server, served.spec, known)
+
+
+def test_callers_that_give_up_leave_nothing_behind(served: Served, known: Known, tmp_path: Path):
+    """A third each: the deadline passes, the call is cancelled, the process is killed."""
+    with Server(served.repository, log=tmp_path / "log") as server:
+        asyncio.run(give_up(server.grpc_url, served.spec, GONE // 3))  # buffers have grown to what they need
+        before, memory = regions(), resident(server)
+        asyncio.run(give_up(server.grpc_url, served.spec, GONE - GONE // 3))
+        killed(server.grpc_url, GONE // 3)
+        wait_until(lambda: total(server, "pending_request_count") == 0, 10, "nothing pending")
+        still_answers(server, served.spec, known)
+        growth = resident(server) - memory
+        print(f"resident memory grew by {growth:.1f} MB")
+        assert regions() == before
+        assert growth < GROWTH_MB
+
+
+async def give_up(url: str, spec: Spec, count: int) -> None:
+    """Half of the calls end by their deadline, half by being cancelled, at moments spread over the way."""
+    histories = [learner(512, seed) for seed in range(8)]
+    async with AsyncClient(url, spec=spec, retries=0) as client:
+        for number in range(count):
+            late = 0.001 + 0.05 * (number % 17) / 17
+            if number % 2:
+                with contextlib.suppress(DeadlineExceededError):
+                    await client.predict(histories, deadline_s=late)
+            else:
+                task = asyncio.create_task(client.predict(histories))
+                await asyncio.sleep(late)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+
+def killed(url: str, count: int) -> None:
+    """Callers in processes of their own, some with tensors in shared memory, killed with a request under way."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ensemble.client", "tests.conftest"])
+    for number in range(count):
+        receive, send = context.Pipe(duplex=False)
+        caller = context.Process(target=call_for_ever, args=(url, number % 2 == 0, send), daemon=True)
+        caller.start()
+        assert receive.recv() == "asked"
+        time.sleep(0.001 * (number % 30))
+        os.kill(caller.pid, signal.SIGKILL)
+        caller.join()
+
+
+def call_for_ever(url: str, shared_memory: bool, asked) -> None:
+    """What a caller does until it is killed."""
+    with Client(url, shared_memory=shared_memory) as client:
+        histories = [learner(512, seed) for seed in range(8)]
+        client.predict(histories)
+        asked.send("asked")
+        while True:
+            client.predict(histories)
