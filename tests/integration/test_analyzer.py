@@ -80,14 +80,14 @@ def test_a_sweep_is_interrupted_and_goes_on(workspace: Workspace, tmp_path: Path
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(sweep.InterruptedSweepError, match="the same command goes on"):
         sweep.run(ready, lambda *_: None)
     thread.join()
     assert list((ready.work / "checkpoints").glob("*.ckpt"))
-    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, handler) is signal.default_int_handler
 
     again = sweep.prepare(SHORT, workspace.spec, workspace.out, tmp_path / "work")
     assert again.work == ready.work

@@ -1,0 +1,228 @@
+"""Processes that die, servers that stop, files that are broken: what callers see, how soon service is back, what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+import tritonclient.grpc as grpcclient
+from onnx import numpy_helper
+from tritonclient.utils import InferenceServerException
+
+from build.server import Processes, Server, ServerError, free_ports, loopback
+from ensemble.client import Client
+from ensemble.errors import ServingError
+from tests.conftest import Served, learner
+from tests.faults.conftest import regions, replace, supervised, wait_until
+from tests.faults.traffic import Known, Traffic
+
+BACK_WITHIN_S = 15.0
+HANGS_S = 8.0  # callers would wait for 10
+STOPS_WITHIN_S = 30.0
+STARTS = 20
+
+
+def test_whatever_dies_is_back_and_nobody_hangs(served: Served, known: Known, tmp_path: Path):
+    before = regions()
+    with supervised(served, tmp_path) as serving, Traffic(serving.url, served.spec, known, callers=6) as traffic:
+        for kind in (signal.SIGKILL, signal.SIGSEGV):
+            for victim in ("preprocess", "postprocess", "core", "tritonserver"):
+                traffic.wait_for(20)
+                old = serving.server()
+                process = old if victim == "tritonserver" else serving.stubs(victim)[0]
+                process.send_signal(kind)
+                took = wait_until(
+                    lambda old=old: not old.is_running() and serving.ready(), BACK_WITHIN_S, f"service after {victim}"
+                )
+                print(f"{kind.name} of {victim}: back after {took:.1f} s")
+        traffic.wait_for(20)
+        serving.process.send_signal(signal.SIGTERM)
+        assert serving.process.wait(STOPS_WITHIN_S) == 0, serving.log.read_text()[-2000:]
+    assert set(traffic.statuses()) <= {"OK", "UNAVAILABLE", "INTERNAL"}
+    assert traffic.wrong() == []
+    assert max(outcome.took_s for outcome in traffic.outcomes) < HANGS_S
+    assert serving.log.read_text().count("starting again") == 8
+    assert regions() <= before
+
+
+def test_without_a_supervisor_a_dead_step_is_an_error_and_no_wait(served: Served, tmp_path: Path):
+    before = regions()
+    with Server(served.repository, log=tmp_path / "log") as server:
+        with Client(server.grpc_url, spec=served.spec, retries=0) as client:
+            client.predict(learner(3))
+            (core,) = [p for p in server.processes.tree() if "/core/1/" in " ".join(p.cmdline())]
+            core.kill()
+            for _ in range(3):
+                start = time.monotonic()
+                with pytest.raises(ServingError, match="not healthy"):
+                    client.predict(learner(3))
+                assert time.monotonic() - start < HANGS_S
+        assert server.processes.dead_stubs() == ["core_0_0"]
+        server.processes.kill()  # its own end would wait half a minute for the dead one
+    assert regions() <= before
+
+
+def test_what_is_under_way_is_finished_and_nothing_new_begun(served: Served, known: Known, tmp_path: Path):
+    before = regions()
+    with supervised(served, tmp_path) as serving, Traffic(serving.url, served.spec, known, callers=12) as traffic:
+        traffic.wait_for(100)
+        asked = time.monotonic()
+        serving.process.send_signal(signal.SIGTERM)
+        assert serving.process.wait(STOPS_WITHIN_S) == 0, serving.log.read_text()[-2000:]
+    # A request that was sent in the same moment may be either.
+    under_way = [o for o in traffic.outcomes if o.begun < asked - 0.05 and o.ended > asked]
+    new = [o for o in traffic.outcomes if o.begun > asked + 1.0]
+    assert under_way
+    assert new
+    assert {o.status for o in under_way} == {"OK"}
+    assert {o.status for o in new} == {"UNAVAILABLE"}
+    assert any("the server is stopping" in o.message for o in traffic.outcomes)
+    assert traffic.wrong() == []
+    assert regions() <= before
+
+
+def test_a_supervisor_that_is_killed_takes_its_server_along(served: Served, tmp_path: Path):
+    before = regions()
+    with supervised(served, tmp_path) as serving:
+        tree = [serving.server(), *serving.server().children(recursive=True)]
+        serving.process.kill()
+        serving.process.wait()
+        wait_until(lambda: not any(gone_or_not(p) for p in tree), STOPS_WITHIN_S, "its processes are gone")
+    assert regions() <= before
+
+
+def gone_or_not(process: psutil.Process) -> bool:
+    """Whether it still runs."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_twenty_starts_and_kills_leave_nothing(served: Served, tmp_path: Path):
+    before, moments = regions(), np.random.default_rng(0).uniform(0.2, 4.0, STARTS)
+    for number, moment in enumerate(moments):
+        ports = free_ports(3)
+        names = ("http", "grpc", "metrics")
+        arguments = [f"--model-repository={served.repository}", *loopback()]
+        arguments += [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
+        with (tmp_path / "log").open("wb") as log:
+            processes = Processes(arguments, log)
+        end, stubs = time.monotonic() + moment, set()
+        while time.monotonic() < end:
+            processes.dead_stubs()
+            stubs |= set(processes.tree())
+            time.sleep(0.05)
+        if number % 2:
+            processes.kill()
+        else:
+            processes.end(STOPS_WITHIN_S)
+        assert not any(gone_or_not(process) for process in stubs)
+        for port in ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+        assert regions() <= before, f"start {number}, ended after {moment:.1f} s"
+    assert [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_ZOMBIE] == []
+
+
+def shifted(folder: Path, version: int, shift: float = 0.5, problems: int | None = None) -> None:
+    """A new version of the core: every logit a little higher, or one that knows other problems."""
+    path = folder / "core" / "1" / "model.onnx"
+    model = onnx.load(path)
+    count = next(o.type.tensor_type.shape.dim[-1].dim_value for o in model.graph.output)
+    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [count])
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(shift), bias.name))
+    if problems is not None:
+        model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = problems
+        for tensor in model.graph.initializer:
+            if count in tensor.dims:
+                axis = list(tensor.dims).index(count)
+                array = np.take(numpy_helper.to_array(tensor), range(problems), axis)
+                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+    target = folder / "core" / str(version) / "model.onnx"
+    target.parent.mkdir()
+    onnx.save(model, target)
+
+
+def test_the_core_is_reloaded_under_load(served: Served, known: Known, copy, tmp_path: Path):
+    other = copy(lambda folder: shifted(folder, 2))
+    with Server(other, log=tmp_path / "other.log") as server:
+        new = Known.ask(server.grpc_url, served.spec, known.histories)
+    assert not any(known.holds(name, answer) for name, (answer,) in new.answers.items())
+    folder, model = copy(), served.spec.model.name
+    control = ["--model-control-mode=explicit", f"--load-model={model}"]
+    with (
+        Server(folder, arguments=control, log=tmp_path / "log") as server,
+        grpcclient.InferenceServerClient(server.grpc_url) as admin,
+    ):
+        with Traffic(server.grpc_url, served.spec, known.or_of(new), callers=8) as traffic:
+            traffic.wait_for(50)
+            shifted(folder, 2)
+            admin.load_model("core")
+            traffic.wait_for(50)
+            after = Known.ask(server.grpc_url, served.spec, known.histories)
+            # What cannot be served changes nothing, and says why.
+            (folder / "core" / "3").mkdir()
+            (folder / "core" / "3" / "model.onnx").write_bytes(b"no model")
+            with pytest.raises(InferenceServerException, match=r"core/3/model\.onnx"):
+                admin.load_model("core")
+            traffic.wait_for(50)
+            shutil.rmtree(folder / "core" / "3")
+            shifted(folder, 4, problems=40)
+            with pytest.raises(InferenceServerException, match=r"logits.*14041"):
+                admin.load_model("core")
+            traffic.wait_for(50)
+            assert Known.ask(server.grpc_url, served.spec, known.histories).answers.keys() == new.answers.keys()
+        assert set(traffic.statuses()) == {"OK"}, [o for o in traffic.outcomes if o.status != "OK"][:3]
+        assert traffic.wrong() == []
+        for name, (answer,) in after.answers.items():
+            assert new.holds(name, answer)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no core": (lambda f: (f / "core/1/model.onnx").unlink(), r"core"),
+    "half a core": (lambda f: truncate(f / "core/1/model.onnx"), r"core/1/model\.onnx"),
+    "no core configuration": (lambda f: shutil.rmtree(f / "core"), r"core"),
+    "a damaged configuration": (
+        lambda f: replace(f / "core/config.pbtxt", "max_batch_size", "max_batch"),
+        r"max_batch",
+    ),
+    "no step": (lambda f: (f / "preprocess/1/model.py").unlink(), r"preprocess"),
+    "a damaged step": (lambda f: replace(f / "postprocess/1/model.py", "import numpy", "import nunpy"), r"nunpy"),
+    "a step that ends at once": (lambda f: append(f / "propose/1/model.py", "import os\nos._exit(3)\n"), r"propose"),
+    "a missing warm-up": (lambda f: shutil.rmtree(f / "core/warmup"), r"length_512"),
+}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("what", list(BROKEN))
+def test_a_broken_repository_is_not_served_at_all(copy, tmp_path: Path, what: str):
+    edit, named = BROKEN[what]
+    before = regions()
+    server = Server(copy(edit), log=tmp_path / "log")
+    with pytest.raises(ServerError, match=named) as raised:
+        server.__enter__()
+    assert "\n" not in str(raised.value)
+    assert server.processes.returncode not in (0, None)
+    with (
+        contextlib.closing(grpcclient.InferenceServerClient(server.grpc_url)) as client,
+        pytest.raises(InferenceServerException),
+    ):
+        client.is_server_ready()
+    assert regions() <= before
+    assert os.path.exists(tmp_path / "log")  # noqa: PTH110
