@@ -35,6 +35,9 @@ from ensemble.errors import LastrowError
 
 PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}  # tritonserver's own defaults
 LOOPBACK = "127.0.0.1"
+KILLED_WITHIN_S = 5.0
+BURIED_WITHIN_S = 1.0  # a stub that a starting server ended itself is gone by then
+NO_CAUSE = r'^E.*"CudaDriverHelper has not been initialized."$'  # an error only to servers that have a GPU
 REGION = r"/dev/shm/triton_\S+_shm_region_[\w-]+"  # noqa: S108 where Triton puts what it shares with a stub
 
 
@@ -175,6 +178,23 @@ def free_ports(count: int = 3) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
+def check_repository(folder: Path) -> None:
+    """Refuse a repository that a server would never finish loading: it waits for ever for a Python step without its file.
+
+    Raises:
+        ServerError: there is no such folder, or it lacks a model.py.
+    """
+    if not folder.is_dir():
+        raise ServerError(f"there is no model repository {folder}; run `make repo` first")
+    for config in sorted(folder.glob("*/config.pbtxt")):
+        text = config.read_text(encoding="utf-8", errors="replace")
+        if not re.search(r'^backend:\s*"python"', text, re.MULTILINE) or "default_model_filename" in text:
+            continue
+        for version in sorted(path for path in config.parent.iterdir() if path.name.isdigit()):
+            if not (version / "model.py").is_file():
+                raise ServerError(f"{version / 'model.py'} is missing; run `make repo` again")
+
+
 class Processes:
     """A started tritonserver and its Python stubs: watched together, ended together, nothing of theirs left behind.
 
@@ -196,6 +216,7 @@ class Processes:
         installation = find()
         self._regions: set[Path] = set()
         self._stubs: dict[int, str] = {}
+        self._dead_since: dict[int, float] = {}
         self.popen = subprocess.Popen(
             installation.command(arguments),
             env=installation.environment | (environment or {}),
@@ -218,17 +239,23 @@ class Processes:
         root = psutil.Process(self.popen.pid)
         return [root, *root.children(recursive=True)]
 
-    def dead_stubs(self) -> list[str]:
+    def dead_stubs(self, for_s: float = 0.0) -> list[str]:
         """Instances whose process has ended on its own, e.g. "core_0_0". Triton serves on without them and stays "ready".
 
-        To be asked now and then: it is also how this object learns what shared memory the server has.
+        To be asked now and then: it is also how this object learns what a process was, and what shared memory the server
+        has.
+
+        Args:
+            for_s: only those that have been dead since a look so long ago. A server that starts ends some stubs itself,
+                and takes a moment to bury them.
         """
         self._remember_regions()
-        dead = []
+        dead, now = [], time.monotonic()
         for process in self.tree()[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):  # ended in an orderly way, and was waited for
                 if process.status() == psutil.STATUS_ZOMBIE:
-                    dead.append(self._stubs.get(process.pid, f"process {process.pid}"))
+                    if now - self._dead_since.setdefault(process.pid, now) >= for_s:
+                        dead.append(self._stubs.get(process.pid, f"process {process.pid}"))
                 elif process.pid not in self._stubs:
                     self._stubs[process.pid] = _instance(process.cmdline())
         return dead
@@ -248,9 +275,20 @@ class Processes:
         with contextlib.suppress(ProcessLookupError):  # all of the group have ended
             os.killpg(self.popen.pid, signal.SIGKILL)
         code = self.popen.wait()
+        deadline = time.monotonic() + KILLED_WITHIN_S
+        while self._running() and time.monotonic() < deadline:
+            time.sleep(0.02)
         for region in self._regions:
             region.unlink(missing_ok=True)
         return code
+
+    def _running(self) -> bool:
+        """Whether any of the group runs still. The dead whom nobody buries count as ended."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getpgid(process.pid) == self.popen.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    return True
+        return False
 
     def _remember_regions(self) -> None:
         """A server that is killed, or whose stub was, leaves its regions in /dev/shm. Their names tell nobody's whose."""
@@ -304,8 +342,7 @@ class Server:
         self.processes: Processes | None = None
 
     def __enter__(self) -> Server:
-        if not self.repository.is_dir():
-            raise ServerError(f"there is no model repository {self.repository}; run `make repo` first")
+        check_repository(self.repository)
         http, grpc, metrics = free_ports()
         self.http_url, self.grpc_url = f"{LOOPBACK}:{http}", f"{LOOPBACK}:{grpc}"
         self.metrics_url = f"http://{LOOPBACK}:{metrics}/metrics"
@@ -323,7 +360,7 @@ class Server:
         try:
             self._wait_until_ready()
         except BaseException:
-            self.stop()
+            self.processes.kill()  # there is nothing under way, and one that waits for a stub would wait on
             raise
         return self
 
@@ -340,7 +377,14 @@ class Server:
                 if self.processes.returncode is not None:
                     raise ServerError(
                         f"tritonserver ended with exit code {self.processes.returncode} while it started. "
-                        f"{failures(self.log.read_text(encoding='utf-8', errors='replace'))} The whole log: {self.log}"
+                        f"{self._causes()} The whole log: {self.log}"
+                    )
+                # Triton would wait for them for ever.
+                dead = self.processes.dead_stubs(BURIED_WITHIN_S)
+                if dead:
+                    raise ServerError(
+                        f"tritonserver does not start: {', '.join(dead)} died. {self._causes()} "
+                        f"The whole log: {self.log}"
                     )
                 with contextlib.suppress(grpcclient.InferenceServerException):  # refused until the port is open
                     if client.is_server_ready(client_timeout=1.0):
@@ -348,6 +392,9 @@ class Server:
                 self._waiting()
                 time.sleep(0.1)
         raise ServerError(f"tritonserver was not ready after {self._timeout_s:.0f} s. The whole log: {self.log}")
+
+    def _causes(self) -> str:
+        return failures(self.log.read_text(encoding="utf-8", errors="replace"))
 
     def rest(self) -> None:
         """Stop the server's processes where they are, so that they take nothing of the machine; `wake` lets them go on."""
@@ -375,6 +422,7 @@ def loopback() -> list[str]:
 
 def failures(text: str) -> str:
     """What a tritonserver log says about why models did not load, one sentence a cause."""
+    text = re.sub(NO_CAUSE, "", text, flags=re.MULTILINE)
     causes = re.findall(r"^[EF]\d{4} .*?\] \"?(.*?)\"?$", text, re.MULTILINE)
     causes += re.findall(r"^error: (.*)$", text, re.MULTILINE)
     return " ".join(dict.fromkeys(causes)) or "It gave no reason."
@@ -382,6 +430,9 @@ def failures(text: str) -> str:
 
 def _become(arguments: Sequence[str]) -> None:
     installation = find()
+    for argument in arguments:
+        if argument.startswith("--model-repository="):
+            check_repository(Path(argument.partition("=")[2]))
     check_ports(arguments)
     command = installation.command(arguments)
     os.execve(command[0], command, installation.environment)  # noqa: S606 no shell: an argument list

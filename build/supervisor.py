@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from build.server import LOOPBACK, Processes, ServerError, check_ports, failures
+from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
 
 DRAIN = "LASTROW_DRAIN"  # the environment variable that tells the preprocess step which file to look for
 LOOK_EVERY_S = 0.25
@@ -86,8 +86,7 @@ class Supervisor:
         Raises:
             ServerError: a port is taken, the repository is missing, or the server does not start.
         """
-        if not self._repository.is_dir():
-            raise ServerError(f"there is no model repository {self._repository}; run `make repo` first")
+        check_repository(self._repository)
         check_ports(self._arguments)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask_to_stop)
@@ -126,7 +125,9 @@ class Supervisor:
                 if not ready:
                     raise ServerError(f"tritonserver ended with exit code {code} while it started. {running.causes()}")
                 return f"tritonserver ended with exit code {code}"
-            dead = running.processes.dead_stubs()
+            dead = running.processes.dead_stubs(0.0 if ready else BURIED_WITHIN_S)
+            if dead and not ready:
+                raise ServerError(f"tritonserver does not start: {', '.join(dead)} died. {running.causes()}")
             if dead:
                 return f"{', '.join(dead)} died"
             if not ready and running.ready():

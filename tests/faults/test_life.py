@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,8 +47,6 @@ def test_whatever_dies_is_back_and_nobody_hangs(served: Served, known: Known, tm
                 )
                 print(f"{kind.name} of {victim}: back after {took:.1f} s")
         traffic.wait_for(20)
-        serving.process.send_signal(signal.SIGTERM)
-        assert serving.process.wait(STOPS_WITHIN_S) == 0, serving.log.read_text()[-2000:]
     assert set(traffic.statuses()) <= {"OK", "UNAVAILABLE", "INTERNAL"}
     assert traffic.wrong() == []
     assert max(outcome.took_s for outcome in traffic.outcomes) < HANGS_S
@@ -60,6 +59,7 @@ def test_without_a_supervisor_a_dead_step_is_an_error_and_no_wait(served: Served
     with Server(served.repository, log=tmp_path / "log") as server:
         with Client(server.grpc_url, spec=served.spec, retries=0) as client:
             client.predict(learner(3))
+            assert server.processes.dead_stubs() == []
             (core,) = [p for p in server.processes.tree() if "/core/1/" in " ".join(p.cmdline())]
             core.kill()
             for _ in range(3):
@@ -74,18 +74,20 @@ def test_without_a_supervisor_a_dead_step_is_an_error_and_no_wait(served: Served
 
 def test_what_is_under_way_is_finished_and_nothing_new_begun(served: Served, known: Known, tmp_path: Path):
     before = regions()
-    with supervised(served, tmp_path) as serving, Traffic(serving.url, served.spec, known, callers=12) as traffic:
-        traffic.wait_for(100)
+    with supervised(served, tmp_path) as serving, Traffic(serving.url, served.spec, known, callers=32) as traffic:
+        traffic.wait_for(200)
         asked = time.monotonic()
         serving.process.send_signal(signal.SIGTERM)
         assert serving.process.wait(STOPS_WITHIN_S) == 0, serving.log.read_text()[-2000:]
     # A request that was sent in the same moment may be either.
-    under_way = [o for o in traffic.outcomes if o.begun < asked - 0.05 and o.ended > asked]
+    under_way = [o for o in traffic.outcomes if o.begun < asked - 0.02 and o.ended > asked]
     new = [o for o in traffic.outcomes if o.begun > asked + 1.0]
     assert under_way
     assert new
     assert {o.status for o in under_way} == {"OK"}
-    assert {o.status for o in new} == {"UNAVAILABLE"}
+    # While the server takes its models down, it says of them that they have "no available versions".
+    assert {o.status for o in new if "no available versions" not in o.message} == {"UNAVAILABLE"}
+    assert "OK" not in {o.status for o in new}
     assert any("the server is stopping" in o.message for o in traffic.outcomes)
     assert traffic.wrong() == []
     assert regions() <= before
@@ -107,7 +109,7 @@ def gone_or_not(process: psutil.Process) -> bool:
 
 
 def test_twenty_starts_and_kills_leave_nothing(served: Served, tmp_path: Path):
-    before, moments = regions(), np.random.default_rng(0).uniform(0.2, 4.0, STARTS)
+    before, moments = regions(), np.random.default_rng(0).uniform(0.2, 3.0, STARTS)
     for number, moment in enumerate(moments):
         ports = free_ports(3)
         names = ("http", "grpc", "metrics")
@@ -193,9 +195,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no core configuration": (lambda f: shutil.rmtree(f / "core"), r"core"),
     "a damaged configuration": (
         lambda f: replace(f / "core/config.pbtxt", "max_batch_size", "max_batch"),
-        r"max_batch",
+        r"core/config\.pbtxt",
     ),
-    "no step": (lambda f: (f / "preprocess/1/model.py").unlink(), r"preprocess"),
+    "no step": (lambda f: (f / "preprocess/1/model.py").unlink(), r"preprocess/1/model\.py"),
     "a damaged step": (lambda f: replace(f / "postprocess/1/model.py", "import numpy", "import nunpy"), r"nunpy"),
     "a step that ends at once": (lambda f: append(f / "propose/1/model.py", "import os\nos._exit(3)\n"), r"propose"),
     "a missing warm-up": (lambda f: shutil.rmtree(f / "core/warmup"), r"length_512"),
@@ -218,11 +220,20 @@ def test_a_broken_repository_is_not_served_at_all(copy, tmp_path: Path, what: st
     with pytest.raises(ServerError, match=named) as raised:
         server.__enter__()
     assert "\n" not in str(raised.value)
-    assert server.processes.returncode not in (0, None)
-    with (
-        contextlib.closing(grpcclient.InferenceServerClient(server.grpc_url)) as client,
-        pytest.raises(InferenceServerException),
-    ):
-        client.is_server_ready()
+    if server.processes:  # else nothing was started
+        assert server.processes.returncode not in (0, None)
+        assert server.processes.tree() == []
+        with (
+            contextlib.closing(grpcclient.InferenceServerClient(server.grpc_url)) as client,
+            pytest.raises(InferenceServerException),
+        ):
+            client.is_server_ready()
     assert regions() <= before
-    assert os.path.exists(tmp_path / "log")  # noqa: PTH110
+
+
+def test_tritonserver_itself_does_not_wait_for_a_missing_step(copy):
+    folder = copy(BROKEN["no step"][0])
+    command = [Path(sys.executable).with_name("tritonserver"), f"--model-repository={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"tritonserver: {folder}/preprocess/1/model.py is missing; run `make repo` again\n"
