@@ -219,6 +219,27 @@ def long_delay(repository: Repository) -> Iterator[Finding]:
             yield Finding(model.file, DELAY, why, f"at most {int(DELAY_SHARE * took)}, or 0")
 
 
+def queue_policy(repository: Repository) -> Iterator[Finding]:
+    """Limits that cost more than what they guard against, for who does not need them."""
+    for model in repository.models.values():
+        policies = [
+            model.config.dynamic_batching.default_queue_policy,
+            *model.config.dynamic_batching.priority_queue_policy.values(),
+        ]
+        given = [
+            key
+            for key in ("max_queue_size", "default_timeout_microseconds", "allow_timeout_override")
+            if any(getattr(policy, key) for policy in policies)
+        ]
+        if given:
+            why = (
+                "from Triton 24.04 on the batcher of a model with queue limits sleeps until a request comes or 500 ms have "
+                "passed when its instances are busy: what waits at the end of a burst waits that much longer"
+            )
+            instead = "no queue policy and deadlines set by the clients; or keep it, where an end to the queue is worth that"
+            yield Finding(model.file, f"dynamic_batching.default_queue_policy ({', '.join(given)})", why, instead)
+
+
 def preferred_sizes(repository: Repository) -> Iterator[Finding]:
     """They hold a batch back for a size that means something to TensorRT's profiles alone."""
     for model in repository.models.values():
@@ -421,6 +442,7 @@ RULES: tuple[Callable[[Repository], Iterator[Finding]], ...] = (
     unknown_key,
     several_delays,
     long_delay,
+    queue_policy,
     preferred_sizes,
     on_the_ensemble,
     tensorrt_only,

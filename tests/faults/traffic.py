@@ -74,12 +74,26 @@ class Traffic:
         bad: Sequence[History] = (),
         deadline_s: float = DEADLINE_S,
         rate: float | None = None,
+        bad_share: float | None = None,
+        requests_a_connection: int | None = None,
     ) -> None:
-        """rate: requests a second over all callers; None: as fast as they are answered."""
+        """How they ask.
+
+        rate: requests a second over all callers, at moments as random as strangers' would be; None: as fast as they are
+        answered. bad_share: of the requests; None: good and bad learners alike. requests_a_connection: then a caller
+        connects anew; None: never.
+        """
         self.outcomes: list[Outcome] = []
         self.sent = 0
         self._url, self._spec, self._known = url, spec, known
         self._histories = [*known.histories, *bad]
+        shares = None if bad_share is None else (1 - bad_share, bad_share)
+        self._chances = (
+            None
+            if shares is None
+            else [share / len(part) for share, part in zip(shares, (known.histories, bad), strict=True) for _ in part]
+        )
+        self._requests_a_connection = requests_a_connection
         self._callers, self._deadline_s, self._rate = callers, deadline_s, rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -114,16 +128,21 @@ class Traffic:
 
     async def _call(self, number: int) -> None:
         order = np.random.default_rng(number)
-        async with AsyncClient(self._url, spec=self._spec, retries=0, deadline_s=self._deadline_s) as client:
-            while not self._stop.is_set():
-                history = self._histories[order.integers(len(self._histories))]
-                self.sent += 1
-                outcome = await ask(client, history, self._known)
-                self.outcomes.append(outcome)
-                if outcome.status not in ("OK", "INVALID_ARGUMENT"):
-                    await asyncio.sleep(PAUSE_S)
-                if self._rate is not None:
-                    await asyncio.sleep(max(self._callers / self._rate - outcome.took_s, 0))
+        while not self._stop.is_set():
+            async with AsyncClient(self._url, spec=self._spec, retries=0, deadline_s=self._deadline_s) as client:
+                asked = 0
+                while not self._stop.is_set() and asked != self._requests_a_connection:
+                    asked += 1
+                    await self._ask(client, order)
+
+    async def _ask(self, client: AsyncClient, order: np.random.Generator) -> None:
+        if self._rate is not None:
+            await asyncio.sleep(order.exponential(self._callers / self._rate))
+        self.sent += 1
+        outcome = await ask(client, self._histories[order.choice(len(self._histories), p=self._chances)], self._known)
+        self.outcomes.append(outcome)
+        if outcome.status not in ("OK", "INVALID_ARGUMENT"):
+            await asyncio.sleep(PAUSE_S)
 
 
 async def ask(client: AsyncClient, history: History, known: Known) -> Outcome:

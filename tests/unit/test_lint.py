@@ -109,6 +109,19 @@ def test_the_time_is_that_of_the_warm_up(spec: Spec, tmp_path: Path):
     assert lint(tmp_path) == []  # 5 ms, and there is no model to time
 
 
+@pytest.mark.parametrize(
+    "limit", ["max_queue_size: 8", "default_timeout_microseconds: 9", "allow_timeout_override: true"]
+)
+def test_limits_on_a_queue(tmp_path: Path, limit: str):
+    policy = f"dynamic_batching {{ default_queue_policy {{ timeout_action: REJECT {limit} }} }}"
+    found = lint(write(tmp_path / "a", m=model(more=policy)))
+    assert keys(found) == {("m", f"dynamic_batching.default_queue_policy ({limit.split(':')[0]})")}
+    by_priority = f"dynamic_batching {{ priority_levels: 2 priority_queue_policy {{ key: 1 value {{ {limit} }} }} }}"
+    assert len(lint(write(tmp_path / "b", m=model(more=by_priority)))) == 1
+    without = "dynamic_batching { default_queue_policy { timeout_action: DELAY } }"
+    assert lint(write(tmp_path / "c", m=model(more=without))) == []
+
+
 def test_preferred_sizes(tmp_path: Path):
     sizes = "dynamic_batching { preferred_batch_size: [4, 8] }"
     found = lint(write(tmp_path / "a", m=model("onnxruntime", more=sizes)))
