@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import signal
 import socket
@@ -20,11 +21,12 @@ import tritonclient.grpc as grpcclient
 from onnx import numpy_helper
 from tritonclient.utils import InferenceServerException
 
+from build import supervisor
 from build.server import Processes, Server, ServerError, free_ports, loopback
 from ensemble.client import Client
 from ensemble.errors import ServingError
 from tests.conftest import Served, learner
-from tests.faults.conftest import regions, replace, supervised, wait_until
+from tests.faults.conftest import Supervised, regions, replace, supervised, wait_until
 from tests.faults.traffic import Known, Traffic
 
 BACK_WITHIN_S = 15.0
@@ -91,6 +93,34 @@ def test_what_is_under_way_is_finished_and_nothing_new_begun(served: Served, kno
     assert any("the server is stopping" in o.message for o in traffic.outcomes)
     assert traffic.wrong() == []
     assert regions() <= before
+
+
+def test_what_does_not_come_back_is_given_up(copy, tmp_path: Path):
+    """A step's file is damaged while it serves: that shows when the step has to be started again."""
+    folder, (http, grpc, metrics) = copy(), free_ports(3)
+    program = f"""
+import sys
+from pathlib import Path
+from build.server import ServerError
+from build.supervisor import Ports, Supervisor
+try:
+    Supervisor(Path({str(folder)!r}), "knowledge_tracing", Ports({http}, {grpc}, {metrics})).run()
+except ServerError as e:
+    sys.exit(f"serve: {{e}}")
+"""
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=log)
+    serving = Supervised(process, http, grpc, metrics, tmp_path / "log")
+    try:
+        wait_until(serving.ready, 60, "ready")
+        append(folder / "preprocess/1/model.py", "import os\nos._exit(3)\n")
+        serving.stubs("preprocess")[0].kill()
+        assert process.wait(90) == 1
+    finally:
+        process.kill()
+    text = serving.log.read_text()
+    assert text.count("trying again") == supervisor.GIVE_UP_AFTER - 1
+    assert re.search(r"serve: tritonserver does not start: .* died", text.splitlines()[-1])
 
 
 def test_a_supervisor_that_is_killed_takes_its_server_along(served: Served, tmp_path: Path):
