@@ -9,6 +9,7 @@ LEARNERS ?=
 BUDGET ?=
 NETWORK ?=
 FACTORY ?=
+DEVICE ?=
 MODELS ?=
 SERVED ?=
 RUNGS ?=
@@ -38,7 +39,7 @@ MODEL := $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECK
 TARGET := $(MODEL) $(if $(OUT),--out '$(OUT)')
 SWEPT = $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(if $(OUT),--out '$(OUT)') \
 	$(if $(NETWORK),--network '$(NETWORK)') $(OWN) $(if $(QUICK),--quick)
-OWN := $(if $(FACTORY),--factory '$(FACTORY)')
+OWN := $(if $(FACTORY),--factory '$(FACTORY)') $(if $(DEVICE),--device '$(DEVICE)')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo train evaluate repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak lint \
@@ -54,7 +55,7 @@ $(SETUP): pyproject.toml
 	@touch $(SETUP)
 
 demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [DATA= for real learners]
-	@$(BIN)/python -m build demo $(TARGET)
+	@$(BIN)/python -m build demo $(TARGET) $(if $(DEVICE),--device '$(DEVICE)')
 
 train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=folder of fold*.csv LEARNERS= BUDGET=seconds]
 	@$(BIN)/python -m build train $(MODEL) $(if $(BUDGET),--budget $(BUDGET))
@@ -63,7 +64,7 @@ evaluate: $(SETUP) ## train on folds, score the last one offline and served [DAT
 	@$(BIN)/python -m build evaluate --data '$(DATA)' $(if $(LEARNERS),--learners '$(LEARNERS)') \
 		$(if $(MODELS),--networks '$(MODELS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SERVED),--served $(SERVED))
 
-repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= OUT=]
+repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu OUT=]
 	@$(BIN)/python -m build repo $(TARGET) $(OWN)
 
 SERVE = $(BIN)/python -m build serve $(TARGET) $(OWN) --address '$(ADDRESS)' \
@@ -77,7 +78,7 @@ serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of
 	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual
 
 bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK=]
-	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
+	@$(BIN)/python -m build bench $(MODEL) $(if $(FACTORY),--factory '$(FACTORY)') $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
 		$(if $(PUBLISH),--publish)
 
 $(PEERS): pyproject.toml

@@ -42,6 +42,7 @@ Factory = Annotated[
         "--factory", help="package.module:function that makes the nn.Module whose state_dict the checkpoint is"
     ),
 ]
+Device = Annotated[str | None, typer.Option("--device", help="What the core runs on: cpu or gpu [default: the spec's]")]
 Learners = Annotated[int | None, typer.Option("--learners", min=10, help="Use so many learners only")]
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Budget = Annotated[float, typer.Option("--budget", min=1.0, help="Seconds of training")]
@@ -78,9 +79,10 @@ def repo(
     learners: Learners = None,
     network: NetworkName = None,
     factory: Factory = None,
+    device: Device = None,
 ) -> None:
     """Build the model repository, and only what changed; train the reference model first if it is not there."""
-    _repo(open_workspace(spec, checkpoint, out, data, learners, network, factory))
+    _repo(open_workspace(spec, checkpoint, out, data, learners, network, factory, device))
 
 
 @app.command()
@@ -117,6 +119,7 @@ def serve(
     learners: Learners = None,
     network: NetworkName = None,
     factory: Factory = None,
+    device: Device = None,
     http_port: Port = 8000,
     grpc_port: Port = 8001,
     metrics_port: Port = 8002,
@@ -140,7 +143,7 @@ def serve(
     from build.certificate import Files, make
     from build.supervisor import Ports, Supervisor
 
-    workspace = open_workspace(spec, checkpoint, out, data, learners, network, factory)
+    workspace = open_workspace(spec, checkpoint, out, data, learners, network, factory, device)
     ports = Ports(http_port, grpc_port, metrics_port, address, server.LOOPBACK if tls else address)
     try:
         closed = endpoints.closed(filter(None, opened.split(",")), os.environ.get(endpoints.ADMIN_KEY, ""))
@@ -183,13 +186,14 @@ def demo(
     data: DataFolder = None,
     learners: Learners = None,
     network: NetworkName = None,
+    device: Device = None,
 ) -> None:
     """Build everything, serve it, ask for several learners, compare with PyTorch, and stop."""
     from build import checkpoint as checkpoints
     from build.demo import demonstrate, pick
     from build.training import split
 
-    workspace = open_workspace(spec, checkpoint, out, data, learners, network)
+    workspace = open_workspace(spec, checkpoint, out, data, learners, network, device=device)
     _repo(workspace)
     _, test = split(workspace.folds())
     demonstrate(
@@ -334,6 +338,7 @@ def analyze(
     out: OutFolder = None,
     network: NetworkName = None,
     factory: Factory = None,
+    device: Device = None,
     url: Annotated[str, typer.Option("--url", help="gRPC endpoint of a server that runs: measure it as it is")] = "",
     http_url: Annotated[str, typer.Option("--http-url", help="Its HTTP endpoint, if it is not on port 8000")] = "",
     metrics_url: Annotated[
@@ -345,7 +350,7 @@ def analyze(
     from build.analyzer import analysis
     from build.analyzer.profile import Endpoints
 
-    workspace = open_workspace(spec, checkpoint, out, network=network, factory=factory)
+    workspace = open_workspace(spec, checkpoint, out, network=network, factory=factory, device=device)
     if not url:
         _repo(workspace)
     running = Endpoints.of(url, http_url, metrics_url) if url else None
@@ -360,6 +365,7 @@ def tune(
     out: OutFolder = None,
     network: NetworkName = None,
     factory: Factory = None,
+    device: Device = None,
     p99_ms: Annotated[
         float | None,
         typer.Option("--p99-ms", min=0.1, help="The budget [default: twice the present p99 with one caller]"),
@@ -369,10 +375,10 @@ def tune(
     """Sweep, choose under a latency budget, measure the choice beside the present one, and write it if it gains."""
     from build.analyzer import analysis
 
-    workspace = open_workspace(spec, checkpoint, out, network=network, factory=factory)
+    workspace = open_workspace(spec, checkpoint, out, network=network, factory=factory, device=device)
     _repo(workspace)
     if analysis.tune(workspace, quick, p99_ms):
-        _repo(open_workspace(spec, checkpoint, out, network=network, factory=factory))
+        _repo(open_workspace(spec, checkpoint, out, network=network, factory=factory, device=device))
 
 
 def _leave(number: int, _: object) -> None:

@@ -62,6 +62,7 @@ def open_workspace(
     learners: int | None = None,
     network: str | None = None,
     factory: str | None = None,
+    device: str | None = None,
 ) -> Workspace:
     """Settle every path from the few that were given.
 
@@ -71,11 +72,12 @@ def open_workspace(
     Args:
         network: a reference architecture, instead of the default spec's.
         factory: "package.module:function" that makes the module whose state_dict the checkpoint is.
+        device: "cpu" or "gpu", what the core runs on, instead of the default spec's.
 
     Raises:
         SpecError, DataError, CheckpointError: a given file is missing or wrong.
     """
-    _check_choice(spec, checkpoint, data, network, factory)
+    _check_choice(spec, checkpoint, data, network, factory, device)
     folder = ARTIFACTS / "simulated"
     if data is not None:
         folder = ARTIFACTS / (_safe(data.resolve().stem) + (f"-{learners}" if learners else ""))
@@ -92,8 +94,10 @@ def open_workspace(
         from build.checkpoint import describe
 
         tables.append(describe(checkpoint, factory))
+    if device is not None:
+        tables.append({"steps": {"core": {"device": device}}})
     if tables:
-        spec_file = _derive(tables, folder)
+        spec_file = _derive(tables, folder / device if device else folder)
     read = Spec.read(spec_file)
     if data is None and network is None and checkpoint is None:
         folder = folder / (_size(read) + (f"-{learners}" if learners else ""))
@@ -109,8 +113,17 @@ def open_workspace(
 
 
 def _check_choice(
-    spec: Path | None, checkpoint: Path | None, data: Path | None, network: str | None, factory: str | None
+    spec: Path | None,
+    checkpoint: Path | None,
+    data: Path | None,
+    network: str | None,
+    factory: str | None,
+    device: str | None,
 ) -> None:
+    if device not in (None, "cpu", "gpu"):
+        raise SpecError(f"there is no device {device!r}; there are cpu and gpu")
+    if device is not None and spec is not None:
+        raise SpecError("a spec names its device, [steps.core] device: give --spec or --device, not both")
     if network is not None and network not in NETWORKS:
         raise SpecError(f"there is no network {network!r}; there are {', '.join(NETWORKS)}")
     if network is not None and spec is not None:
@@ -146,7 +159,11 @@ def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path) -> Path:
         for name, values in changes.items():
             if values.get("type", spec[name].get("type")) != spec[name].get("type"):
                 spec[name] = tomlkit.table()  # another network has other keys
-            spec[name].update(values)
+            for key, value in values.items():
+                if isinstance(value, dict):
+                    spec[name][key].update(value)
+                else:
+                    spec[name][key] = value
     model = spec["model"]
     widths = [width for width in model["buckets"] if width < model["window"]]
     model["buckets"] = [*widths, model["window"]] if widths else []

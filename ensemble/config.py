@@ -75,8 +75,41 @@ def _core(spec: Spec) -> ModelConfig:
     config.dynamic_batching.max_queue_delay_microseconds = step.queue_delay_us
     _queue(spec, config, step)
     _parameters(config, intra_op_thread_count=step.intra_op_threads)
+    if step.device == "gpu":
+        _accelerate(spec, config)
     _warmup(spec, config)
     return config
+
+
+def _accelerate(spec: Spec, config: ModelConfig) -> None:
+    """What computes on the GPU, in the options that the ONNX Runtime backend hands to its execution providers."""
+    step = spec.steps.core
+    accelerators = config.optimization.execution_accelerators
+    if step.accelerator == "tensorrt":
+        tensorrt = accelerators.gpu_execution_accelerator.add(name="tensorrt").parameters
+        if spec.export.precision == "float16":
+            tensorrt["precision_mode"] = "FP16"
+        # One engine for every batch and width: without a profile TensorRT builds another whenever a shape grows.
+        widths = spec.model.widths
+        for end, batch, width in (
+            ("min", 1, widths[0]),
+            ("opt", max(step.graph_batch_sizes, default=1), widths[-1]),
+            ("max", config.max_batch_size, widths[-1]),
+        ):
+            shapes = (
+                [batch, *(width for _ in tensor.dims if not tensor.HasField("reshape"))] for tensor in config.input
+            )
+            tensorrt[f"trt_profile_{end}_shapes"] = ",".join(
+                f"{tensor.name}:{'x'.join(map(str, shape))}" for tensor, shape in zip(config.input, shapes, strict=True)
+            )
+        if step.graph_batch_sizes:
+            tensorrt["trt_cuda_graph_enable"] = "1"
+    elif step.graph_batch_sizes:
+        # The native backend binds other buffers in every run and leaves this key alone; this project's own captures.
+        _parameters(config, cuda_graph_batch_sizes=",".join(map(str, step.graph_batch_sizes)))
+    # TensorRT leaves what it cannot do to CUDA. TF32 rounds products to 10 bits: off for an answer in float32.
+    cuda = accelerators.gpu_execution_accelerator.add(name="cuda").parameters
+    cuda["use_tf32"] = "0"
 
 
 def _postprocess(spec: Spec) -> ModelConfig:

@@ -115,9 +115,13 @@ class Reduce(_Table):
 
 
 class Export(_Table):
-    """ONNX export. 18 is the oldest opset that PyTorch's exporter emits, and so what the most servers read."""
+    """ONNX export. 18 is the oldest opset that PyTorch's exporter emits, and so what the most servers read.
+
+    precision: of the core's weights and arithmetic. "float16" keeps float32 where it matters, and at both ends.
+    """
 
     opset: Annotated[int, Field(ge=18, le=21)] = 18
+    precision: Literal["float32", "float16"] = "float32"
 
 
 class NextProblems(_Table):
@@ -128,9 +132,13 @@ class NextProblems(_Table):
 
 
 class Parity(_Table):
-    """The largest absolute difference of two stages' probabilities that still counts as the same answer."""
+    """The largest absolute difference of two stages' probabilities that still counts as the same answer.
+
+    float16_max_abs_difference: the same, of a core in half precision.
+    """
 
     max_abs_difference: Annotated[float, Field(gt=0)]
+    float16_max_abs_difference: Annotated[float, Field(gt=0)] = 5e-3
 
 
 class Batching(_Table):
@@ -153,11 +161,26 @@ class Step(_Table):
 
 
 class CoreStep(Step):
-    """The ONNX step. intra_op_threads 0 leaves the choice to ONNX Runtime; queue_delay_us is in microseconds."""
+    """The ONNX step. intra_op_threads 0 leaves the choice to ONNX Runtime; queue_delay_us is in microseconds.
+
+    accelerator: what computes on a GPU. graph_batch_sizes: learners a batch for which a CUDA graph is captured at load, at
+    every width; a smaller batch is padded to the next size, and a larger one goes without. None: no graphs.
+    """
 
     queue_delay_us: Annotated[int, Field(ge=0)] = 0
     intra_op_threads: Annotated[int, Field(ge=0)] = 0
     device: Literal["cpu", "gpu"] = "cpu"
+    accelerator: Literal["cuda", "tensorrt"] = "cuda"
+    graph_batch_sizes: tuple[Count, ...] = ()
+
+    @model_validator(mode="after")
+    def _graphs_are_of_a_gpu(self) -> CoreStep:
+        sizes = self.graph_batch_sizes
+        if list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"graph_batch_sizes are {list(sizes)}; they have to rise")
+        if self.device == "cpu" and (sizes or self.accelerator != "cuda"):
+            raise ValueError('graph_batch_sizes and accelerator are a GPU\'s; set device = "gpu" (or DEVICE=gpu)')
+        return self
 
 
 class Steps(_Table):
@@ -250,6 +273,21 @@ class Spec(_Table):
         return self
 
     @model_validator(mode="after")
+    def _graphs_repeat_any_lengths(self) -> Spec:
+        sizes = self.steps.core.graph_batch_sizes
+        if sizes and (self.reduce.length_aware or self.reduce.where != "core"):
+            raise ValueError(
+                "steps.core.graph_batch_sizes asks for CUDA graphs, which repeat the number of steps that they were "
+                'captured with: set reduce.where = "core", reduce.length_aware = false, and model.buckets for short ones'
+            )
+        if sizes and sizes[-1] > self.batching.max_batch_size:
+            raise ValueError(
+                f"steps.core.graph_batch_sizes ends in {sizes[-1]}, but a batch has at most {self.batching.max_batch_size} "
+                "learners (batching.max_batch_size)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _proposals_fit(self) -> Spec:
         if self.next_problems.count > self.model.problems:
             raise ValueError(
@@ -288,8 +326,7 @@ class Spec(_Table):
     @property
     def shortest_history(self) -> int:
         """Interactions that a learner needs at least. Without the cut there is no row to answer a cold start from."""
-        reduced = self.reduce.where == "core" and self.reduce.length_aware
-        return 0 if self.model.cold_start and reduced else 1
+        return 0 if self.model.cold_start and self.reduce.where == "core" else 1
 
     @property
     def core_output(self) -> Tensor:

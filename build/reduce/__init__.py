@@ -332,7 +332,9 @@ def _rewrite(found: Analysis, graph: ir.Graph, target: ir.Value, wanted: Layout,
 
     def selected(value: ir.Value, layout: Layout) -> ir.Value:
         if (value, layout) not in made:
-            made[value, layout] = emitter.select(value, layout)
+            row = emitter.select(value, layout)
+            before_all = _is_zero_before(value) and emitter.precedes(layout)
+            made[value, layout] = emitter.or_zero(row, value, layout) if before_all else row
         return made[value, layout]
 
     for node in [node for node in graph if node in found.plan]:
@@ -416,16 +418,32 @@ def _drop_zero_states(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type not in RECURRENT:
             continue
-        for number in (5, 6):
-            source = node.inputs[number] if number < len(node.inputs) else None
-            while source is not None and source.const_value is None:
-                producer = source.producer()
-                # Expand and Slice of zeros are zeros; anything else may compute a state.
-                source = (
-                    producer.inputs[0] if producer is not None and producer.op_type in ("Expand", "Slice") else None
-                )
-            if source is not None and source.const_value is not None and not source.const_value.numpy().any():
+        for number in _states(node):
+            if _is_zero(node.inputs[number]):
                 node.replace_input_with(number, None)
+
+
+def _states(node: ir.Node) -> list[int]:
+    """Numbers of the initial states that a recurrent layer is given."""
+    return [number for number in (5, 6) if number < len(node.inputs) and node.inputs[number] is not None]
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    """Whether it is zeros, made without any calculation."""
+    while value is not None and value.const_value is None:
+        producer = value.producer()
+        # Expand and Slice of zeros are zeros; anything else may compute a state.
+        value = producer.inputs[0] if producer is not None and producer.op_type in ("Expand", "Slice") else None
+    return value is not None and value.const_value is not None and not value.const_value.numpy().any()
+
+
+def _is_zero_before(value: ir.Value) -> bool:
+    """Whether these are a recurrent layer's states, and the one before the first is zeros."""
+    node = value.producer()
+    if node is None or node.op_type not in RECURRENT or value is not node.outputs[0]:
+        return False
+    forward = node.attributes.get_string("direction", "forward") == "forward"
+    return forward and all(_is_zero(node.inputs[number]) for number in _states(node))
 
 
 def _answers_empty(found: Analysis, emitter: Emitter, select: Select) -> bool:
@@ -433,9 +451,11 @@ def _answers_empty(found: Analysis, emitter: Emitter, select: Select) -> bool:
     if select != "last":
         return False
     states = (node for node in found.plan if node.op_type in RECURRENT)
-    return all(emitter.answers_nothing(rest.layout.offset) for rest in found.rests) and all(
-        all(value is None for value in node.inputs[5:]) for node in states
+    rests = (
+        emitter.answers_nothing(rest.layout.offset) or (_is_zero_before(rest.value) and emitter.precedes(rest.layout))
+        for rest in found.rests
     )
+    return all(rests) and all(all(value is None for value in node.inputs[5:]) for node in states)
 
 
 def _described(rest: Rest, shapes: Shapes) -> str:

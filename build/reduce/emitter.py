@@ -128,6 +128,21 @@ class Emitter:
         """Whether the row `offset` further on exists even for a learner without any valid row."""
         return self._first + offset >= 0
 
+    def precedes(self, layout: Layout) -> bool:
+        """Whether a learner without any valid row asks for the one right before the first."""
+        return self.kind == "row" and not layout.merged and self._first + layout.offset == -1
+
+    def or_zero(self, row: ir.Value, value: ir.Value, layout: Layout) -> ir.Value:
+        """`row`, taken from `value`, with zeros for learners without any valid row."""
+        shape = [1] * len(self.shapes.of(value))
+        shape[layout.batch] = -1
+        lengths = self._repeated(self.lengths, layout.inner)
+        valid = self.node("Greater", [lengths, self.constant([0], np.int32)], "valid")
+        zero = self.constant(np.zeros((), (value.dtype or ir.DataType.FLOAT).numpy()))
+        return self.node(
+            "Where", [self.node("Reshape", [valid, self.constant(shape)]), row, zero], f"{row.name}_or_zero"
+        )
+
     def select(self, value: ir.Value, layout: Layout) -> ir.Value:
         """The wanted row of a tensor, its time axis kept with size 1 (where merged with the learners': theirs alone)."""
         dims = list(self.shapes.of(value))

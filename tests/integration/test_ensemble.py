@@ -233,6 +233,10 @@ def test_other_specs_answer_the_same(served: Served, tmp_path, reduce: dict[str,
         for history, answer in zip(histories, client.predict(histories, next_problems=True), strict=True):
             assert np.abs(answer.probabilities - expected(served, history)).max() < 1e-5
             assert not set(answer.next_problem_ids) & set(history.problem_ids)
+        if spec.reduce.where == "core":
+            cold = client.predict(learner(0)).probabilities
+            assert np.abs(cold - expected(served, learner(0))).max() < 1e-5
+            return
         with pytest.raises(InvalidRequestError, match="learner 0 has 0 interactions; this model answers from 1 on"):
             client.predict(learner(0))
 

@@ -294,3 +294,15 @@ def test_a_network_by_name_is_the_default_spec_with_that_network():
     assert space.spec.model.buckets == (64, 128, 256, 512)
     assert space.spec.network.type == "transformer"
     assert space.spec.tensors == Spec.read().tensors
+
+
+def test_a_device_changes_the_spec_and_shares_the_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr(workspace, "ARTIFACTS", tmp_path)
+    plain, gpu = workspace.open_workspace(), workspace.open_workspace(device="gpu")
+    assert (plain.spec.steps.core.device, gpu.spec.steps.core.device) == ("cpu", "gpu")
+    assert plain.checkpoint == gpu.checkpoint
+    assert gpu.spec.steps.core.model_copy(update={"device": "cpu"}) == plain.spec.steps.core
+    with pytest.raises(SpecError, match="a spec names its device"):
+        workspace.open_workspace(device="gpu", spec=tmp_path / "spec.toml")
+    with pytest.raises(SpecError, match="there is no device 'tpu'; there are cpu and gpu"):
+        workspace.open_workspace(device="tpu")

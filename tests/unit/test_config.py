@@ -7,6 +7,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from build import ROOT, repository
 from ensemble import config
+from ensemble.spec import Spec
 
 
 def test_tracked_repository_is_what_the_spec_says(spec):
@@ -70,3 +71,48 @@ def test_buckets_leave_the_cores_width_open_and_warm_every_one(spec):
     assert warmed == [[64], [512]]
     files = config.files(spec.model_copy(update={"model": model}))
     assert files["core/warmup/length_64"] == (64).to_bytes(4, "little")
+
+
+def on_a_gpu(spec, precision="float32", **core):
+    table = spec.model_dump()
+    table["steps"]["core"] |= {"device": "gpu", **core}
+    table["reduce"]["length_aware"] = False
+    table["export"]["precision"] = precision
+    return Spec.model_validate(table)
+
+
+def accelerators(spec):
+    core = config.repository(spec)["core"]
+    chosen = core.optimization.execution_accelerators.gpu_execution_accelerator
+    return [(accelerator.name, dict(accelerator.parameters)) for accelerator in chosen]
+
+
+def test_a_gpu_is_the_cores_alone(spec):
+    configs = config.repository(on_a_gpu(spec))
+    assert configs["core"].instance_group[0].kind == ModelInstanceGroup.KIND_GPU
+    for step in config.PYTHON_STEPS:
+        assert configs[step].instance_group[0].kind == ModelInstanceGroup.KIND_CPU
+    assert accelerators(on_a_gpu(spec)) == [("cuda", {"use_tf32": "0"})]
+    assert accelerators(spec) == []
+    assert "cuda_graph_batch_sizes" not in configs["core"].parameters
+
+
+def test_cuda_graphs_are_asked_for_by_a_key_that_the_native_backend_leaves_alone(spec):
+    graphs = on_a_gpu(spec, graph_batch_sizes=[1, 2, 4, 8])
+    assert config.repository(graphs)["core"].parameters["cuda_graph_batch_sizes"].string_value == "1,2,4,8"
+    assert accelerators(graphs) == [("cuda", {"use_tf32": "0"})]
+
+
+def test_tensorrt_has_one_profile_for_every_width_and_batch(spec):
+    table = on_a_gpu(spec, "float16", accelerator="tensorrt", graph_batch_sizes=[1, 8]).model_dump()
+    table["model"]["buckets"] = (64, 512)
+    (tensorrt, options), (cuda, _) = accelerators(Spec.model_validate(table))
+    assert (tensorrt, cuda) == ("tensorrt", "cuda")
+    ids, responses = "recent_problem_ids", "recent_responses"
+    assert options == {
+        "precision_mode": "FP16",
+        "trt_cuda_graph_enable": "1",
+        "trt_profile_min_shapes": f"{ids}:1x64,{responses}:1x64,lengths:1",
+        "trt_profile_opt_shapes": f"{ids}:8x512,{responses}:8x512,lengths:8",
+        "trt_profile_max_shapes": f"{ids}:32x512,{responses}:32x512,lengths:32",
+    }

@@ -15,8 +15,10 @@ from build.checkpoint import CheckpointError
 from build.export import export
 from build.parity import ParityError
 from build.reduce import ReductionError, shapes
+from build.reduce.rules import RECURRENT
 from build.reduce.shapes import Shapes
 from build.reduction import reduce_file
+from ensemble.spec import Spec
 from tests.conftest import NETWORKS, resized, untrained
 
 
@@ -81,6 +83,23 @@ def test_every_stage_agrees(exported):
     assert {(1,), (2,), (20,), (31,), (32,), (0,)} <= {d.lengths for d in differences}
     assert any(len(d.lengths) > 4 for d in differences)
     assert max(d.value for d in differences) < 1e-5
+
+
+@pytest.mark.parametrize("network", ["dkt", "gru"])
+def test_a_core_that_computes_the_whole_window_answers_a_cold_start(spec, network, tmp_path):
+    table = resized(spec, network, problems=40, window=32, buckets=(8, 32)).model_dump()
+    table["reduce"]["length_aware"] = False
+    small = Spec.model_validate(table)
+    model = untrained(small)
+    full = export(model, small).model
+    ir.save(full, tmp_path / "full.onnx")
+    core = repository.cut(full, small)
+    ir.save(core, tmp_path / "core.onnx")
+    # What a captured CUDA graph may repeat: nothing stops at a length, or is as large as one says.
+    assert not any(node.inputs[4:5] not in ((), (None,)) for node in core.graph if node.op_type in RECURRENT)
+    assert not any(node.op_type == "Slice" for node in core.graph)
+    differences = parity.check(model, tmp_path / "full.onnx", tmp_path / "core.onnx", small)
+    assert (0,) in {d.lengths for d in differences if d.stage.startswith("ONNX core")}
 
 
 def test_what_lies_behind_the_length_changes_nothing(exported):

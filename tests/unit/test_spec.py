@@ -8,6 +8,8 @@ from ensemble.spec import DEFAULT_SPEC, Spec
 
 TEXT = DEFAULT_SPEC.read_text(encoding="utf-8")
 
+GRAPHS = re.search(r'device = "cpu".*?graph_batch_sizes = \[\]', TEXT, re.DOTALL)[0]
+
 
 def test_the_default_spec_is_the_served_contract():
     spec = Spec.read()
@@ -35,6 +37,11 @@ def test_the_default_spec_is_the_served_contract():
             'responses = { dtype = "FP32"',
             "tensors.responses.dtype is FP32; allowed is INT32",
         ),
+        ("graph_batch_sizes = []", "graph_batch_sizes = [1]", 'are a GPU\'s; set device = "gpu"'),
+        ('accelerator = "cuda"', 'accelerator = "tensorrt"', 'are a GPU\'s; set device = "gpu"'),
+        (GRAPHS, 'device = "gpu"\ngraph_batch_sizes = [2, 1]\n#', "graph_batch_sizes are [2, 1]; they have to rise"),
+        (GRAPHS, 'device = "gpu"\ngraph_batch_sizes = [1]\n#', "reduce.length_aware = false, and model.buckets"),
+        ('precision = "float32"', 'precision = "int8"', "export.precision = 'int8'"),
         ("[parity]", "[parity", "is not a TOML file"),
         ("instances = 2", "instances = -1", "steps.preprocess.instances = -1"),
     ],
@@ -52,3 +59,13 @@ def test_a_wrong_value_is_named(tmp_path: Path, found: str, written: str, messag
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(SpecError, match=r"cannot read the spec .*missing\.toml"):
         Spec.read(tmp_path / "missing.toml")
+
+
+def test_graphs_fit_the_batch():
+    table = Spec.read().model_dump()
+    table["steps"]["core"] |= {"device": "gpu", "graph_batch_sizes": [1, 64]}
+    table["reduce"]["length_aware"] = False
+    with pytest.raises(
+        ValueError, match=r"ends in 64, but a batch has at most 32 learners \(batching.max_batch_size\)"
+    ):
+        Spec.model_validate(table)
