@@ -42,7 +42,7 @@ SWEPT = $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKP
 OWN := $(if $(FACTORY),--factory '$(FACTORY)') $(if $(DEVICE),--device '$(DEVICE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train evaluate repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak lint \
+.PHONY: help setup demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak lint \
 	lint-config clean
 
 help: ## list every target
@@ -63,6 +63,9 @@ train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=fol
 evaluate: $(SETUP) ## train on folds, score the last one offline and served [DATA= MODELS=dkt,transformer BUDGET= SERVED=]
 	@$(BIN)/python -m build evaluate --data '$(DATA)' $(if $(LEARNERS),--learners '$(LEARNERS)') \
 		$(if $(MODELS),--networks '$(MODELS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SERVED),--served $(SERVED))
+
+precision: $(SETUP) ## AUC of the core in float32 and in float16, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA=]
+	@$(BIN)/python -m build precision $(MODEL)
 
 repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu OUT=]
 	@$(BIN)/python -m build repo $(TARGET) $(OWN)

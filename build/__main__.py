@@ -1,4 +1,4 @@
-"""Command line of `build`: train, repo, reduce, serve, demo, evaluate, bench, bench-peers, analyze, tune, audit."""
+"""Command line of `build`: train, evaluate, precision, repo, reduce, serve, demo, bench, bench-peers, analyze, tune, audit."""
 
 from __future__ import annotations
 
@@ -245,6 +245,32 @@ def evaluate(
     evaluation.show(done)
     for path in evaluation.save(done, curves, workspace.checkpoint.parent.parent):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def precision(
+    spec: SpecFile = None,
+    checkpoint: CheckpointFile = None,
+    data: DataFolder = None,
+    learners: Learners = None,
+    network: NetworkName = None,
+    sample: Annotated[int, typer.Option("--sample", min=100, help="Predictions, drawn at random")] = 4000,
+) -> None:
+    """What half precision costs: AUC of the core in float32 and in float16 on learners that the model has not seen."""
+    from build.precision import cost
+    from build.training import split
+
+    workspace = open_workspace(spec, checkpoint, None, data, learners, network)
+    if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
+        _train(workspace)
+    with bar("precision") as update:
+        _, test = split(workspace.folds())
+        found = cost(workspace.spec, workspace.checkpoint, test, sample, update)
+    print(
+        f"{workspace.spec.network.type}, {found.predictions:,} predictions: AUC {found.float32_auc:.5f} in float32, "
+        f"{found.float16_auc:.5f} in float16 ({found.float16_auc - found.float32_auc:+.1e}); probabilities differ by "
+        f"{found.largest_difference:.1e} at most"
+    )
 
 
 @app.command()

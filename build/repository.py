@@ -107,7 +107,9 @@ def metadata(model: Path) -> dict[str, str]:
 def _sources(spec: Spec) -> list[Path]:
     """The code that a core is made by: this project's, and a module's own."""
     here = Path(__file__).parent
-    files = [here / f"{name}.py" for name in ("network", "export", "parity")] + sorted((here / "reduce").glob("*.py"))
+    files = [here / f"{name}.py" for name in ("network", "export", "precision", "parity")] + sorted(
+        (here / "reduce").glob("*.py")
+    )
     if isinstance(spec.network, ModuleNetwork):
         found = importlib.util.find_spec(spec.network.factory.partition(":")[0])
         if found is not None and found.origin is not None:
@@ -120,6 +122,7 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
     from build import checkpoint as checkpoints
     from build import parity
     from build.export import adopt, export, widen
+    from build.precision import halve
     from build.progress import bar
     from build.reduce.shapes import save
 
@@ -129,7 +132,8 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
         full_file, core_file = aside / "full.onnx", aside / "model.onnx"
         save(full.model, full_file)
         update(0.7, "reduce")
-        core = widen(cut(full.model, spec) if spec.reduce.where == "core" else full.model.clone(), spec)
+        core = cut(full.model, spec) if spec.reduce.where == "core" else full.model.clone()
+        core = widen(halve(core) if spec.export.precision == "float16" else core, spec)
         save(core, core_file)
     with bar("parity") as update:
         differences = parity.check(model, full_file, core_file, spec, full.sigmoid, update)

@@ -463,7 +463,8 @@ def _item_bytes(data_type: int) -> int:
 def _time_us(model: Model) -> float | None:
     """What the step takes for one item here, in microseconds: of its warm-up's, else of zeros; None if that is not known."""
     path = model.onnx()
-    if path is None or any(-1 in tensor.dims for tensor in model.config.input):
+    elsewhere = any(group.kind == ModelInstanceGroup.KIND_GPU for group in model.config.instance_group)
+    if path is None or elsewhere or any(-1 in tensor.dims for tensor in model.config.input):
         return None
     try:
         import onnxruntime as ort

@@ -273,6 +273,15 @@ class Spec(_Table):
         return self
 
     @model_validator(mode="after")
+    def _half_precision_is_a_gpus(self) -> Spec:
+        if self.export.precision == "float16" and (self.steps.core.device, self.reduce.where) != ("gpu", "core"):
+            raise ValueError(
+                'export.precision = "float16" is of use on a GPU, for a core that answers one row: set steps.core.device = '
+                '"gpu" and reduce.where = "core", or precision = "float32"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _graphs_repeat_any_lengths(self) -> Spec:
         sizes = self.steps.core.graph_batch_sizes
         if sizes and (self.reduce.length_aware or self.reduce.where != "core"):

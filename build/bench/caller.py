@@ -14,7 +14,7 @@ import tritonclient.http as httpclient
 from tritonclient.utils import triton_to_np_dtype
 
 from build.bench.rung import NAIVE, Rung
-from build.parity import probabilities
+from build.parity import open_core, probabilities
 from build.server import Server
 from ensemble import config
 from ensemble.client import Client
@@ -131,9 +131,7 @@ def connect(rung: Rung, server: Server, spec: Spec) -> Caller:
 
 def answers_of(core: Path, spec: Spec, histories: Sequence[History]) -> list[np.ndarray]:
     """What every rung and every peer has to answer: the core's probabilities in this process, FP32 [problems] each."""
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(str(core), providers=["CPUExecutionProvider"])
+    session = open_core(core)
     tensors = spec.tensors
     ids, responses, lengths = windows(histories, spec.model.window)
     named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)

@@ -1,0 +1,136 @@
+"""Half precision: what stays in float32, how far the answers part, and what it costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from build import checkpoint, parity, repository
+from build.export import export
+from build.network import create
+from build.parity import open_core, probabilities, windows
+from build.precision import FLOAT32, HALF, PrecisionError, cost, halve
+from build.reduce.shapes import save
+from build.simulation import simulate
+from build.workspace import NETWORKS as DEFAULTS
+from ensemble.errors import SpecError
+from ensemble.spec import Spec
+from tests.conftest import NETWORKS, resized, untrained
+
+FLOAT16_TOLERANCE, FLOAT32_TOLERANCE = 5e-3, 1e-4
+
+
+def of_default_size(spec: Spec, network: str) -> Spec:
+    table = spec.model_dump()
+    table["network"] = DEFAULTS[network]["network"]
+    table["model"] |= DEFAULTS[network].get("model", {})
+    return Spec.model_validate(table)
+
+
+def on_a_gpu(spec: Spec, whole: bool = False) -> Spec:
+    table = spec.model_dump()
+    table["steps"]["core"]["device"] = "gpu"
+    table["export"]["precision"] = "float16"
+    table["reduce"]["length_aware"] = not whole
+    return Spec.model_validate(table)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["length-aware", "whole window"])
+@pytest.mark.parametrize("size", ["small", "default"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_answers_are_those_of_pytorch_in_float64(spec, network, size, whole, tmp_path):
+    wanted = of_default_size(spec, network) if size == "default" else resized(spec, network, problems=40, window=32)
+    wanted = on_a_gpu(wanted, whole)
+    model = untrained(wanted) if size == "small" else create(wanted).eval()
+    full = export(model, wanted).model
+    core = repository.cut(full, wanted)
+    save(core, tmp_path / "single.onnx")
+    save(halve(core), tmp_path / "half.onnx")
+    window = wanted.model.window
+    ids, responses, lengths = windows((0, 1, 2, window // 2, window), wanted)
+    model.double()
+    with torch.inference_mode():
+        exact = probabilities(model.last(*(torch.from_numpy(x) for x in (ids, responses, lengths))).numpy())
+    feeds = {"recent_problem_ids": ids, "recent_responses": responses, "lengths": lengths}
+    for name, tolerance in (("single", FLOAT32_TOLERANCE), ("half", FLOAT16_TOLERANCE)):
+        (logits,) = open_core(tmp_path / f"{name}.onnx").run(["logits"], feeds)
+        assert (logits.dtype, logits.shape) == (np.float32, (5, wanted.model.problems))
+        assert np.abs(probabilities(logits) - exact).max() < tolerance
+    half, single = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("half", "single"))
+    if size == "default":  # all but a recurrent layer's weights
+        assert half < 0.6 * single
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_float32_stays_where_it_matters(spec, network):
+    wanted = on_a_gpu(resized(spec, network, problems=40, window=32))
+    core = halve(repository.cut(export(untrained(wanted), wanted).model, wanted))
+    products = [node for node in core.graph if node.op_type in ("MatMul", "Gemm")]
+    assert products
+    assert all(value.dtype == HALF for node in products for value in node.inputs)
+    for node in core.graph:
+        if node.op_type in FLOAT32:
+            assert not any(value.dtype == HALF for value in [*node.inputs, *node.outputs] if value is not None)
+    assert [value.dtype for value in core.graph.outputs] == [ir.DataType.FLOAT]
+    names = [value.name for node in core.graph for value in node.outputs if value.name]
+    assert len(names) == len(set(names))
+
+
+def test_numbers_beyond_the_range_end_with_it():
+    big = ir.Value(name="big", const_value=ir.tensor(np.array([1e9, -1e9, -np.inf, 0.5], np.float32), name="big"))
+    big.type = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="x", shape=ir.Shape([4]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Add", [x, big])
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[big], opset_imports={"": 18}, name="g")
+    halved = halve(ir.Model(graph, ir_version=8))
+    (weight,) = halved.graph.initializers.values()
+    np.testing.assert_array_equal(weight.const_value.numpy(), np.array([65504, -65504, -np.inf, 0.5], np.float16))
+    assert [node.op_type for node in halved.graph] == ["Cast", "Add", "Cast"]
+    assert halved.graph.outputs[0].name == "y"
+
+
+def test_a_tensor_of_unknown_type_is_named():
+    x = ir.Value(name="x", shape=ir.Shape([4]), type=ir.TensorType(ir.DataType.FLOAT))
+    first = ir.node("Foo", [x], domain="own")
+    first.outputs[0].name = "z"
+    last = ir.node("Neg", [first.outputs[0]])
+    last.outputs[0].name, last.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], last.outputs, nodes=[first, last], opset_imports={"": 18, "own": 1}, name="g")
+    with pytest.raises(PrecisionError, match=r"what Foo z answers is not known; set export.precision = .float32"):
+        halve(ir.Model(graph, ir_version=8))
+
+
+def test_the_gate_holds_a_half_core_to_its_own_tolerance(spec, tmp_path):
+    wanted = on_a_gpu(resized(spec, problems=40, window=32))
+    checkpoint.save(untrained(wanted), tmp_path / "model.pt")
+    built = repository.build(wanted, tmp_path / "model.pt", tmp_path / "models")
+    assert wanted.parity.max_abs_difference < built.parity < wanted.parity.float16_max_abs_difference
+    strict = wanted.model_copy(update={"parity": wanted.parity.model_copy(update={"float16_max_abs_difference": 1e-5})})
+    with pytest.raises(parity.ParityError, match=r"ONNX core .*allowed is 1e-05 \(parity.float16_max_abs_difference\)"):
+        repository.build(strict, tmp_path / "model.pt", tmp_path / "strict")
+
+
+def test_half_precision_is_a_gpus(spec, tmp_path):
+    from ensemble.spec import DEFAULT_SPEC
+
+    text = DEFAULT_SPEC.read_text(encoding="utf-8").replace('precision = "float32"', 'precision = "float16"')
+    (tmp_path / "spec.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError, match=r'set steps\.core\.device = "gpu"'):
+        Spec.read(tmp_path / "spec.toml")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_half_precision_costs_next_to_no_auc(spec, network, tmp_path):
+    small = resized(spec, network, problems=140, window=64)
+    from build.training import split, train
+
+    training, test = split([simulate(140, 300)])
+    model, _ = train(training, test, small, budget_s=5.0)
+    checkpoint.save(model, tmp_path / "model.pt")
+    found = cost(small, tmp_path / "model.pt", test, 500)
+    assert found.float32_auc > 0.55  # it has learned something that could be lost
+    assert abs(found.float16_auc - found.float32_auc) < 2e-3
+    assert 0 < found.largest_difference < FLOAT16_TOLERANCE
