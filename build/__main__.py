@@ -1,4 +1,4 @@
-"""Command line of `build`: train, evaluate, precision, repo, reduce, serve, demo, bench, bench-peers, analyze, tune, audit."""
+"""Command line of `build`: how a model is made, held against PyTorch, served, measured and tuned."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _accelerate(spec: Spec, config: ModelConfig) -> None:
             )
         if step.graph_batch_sizes:
             tensorrt["trt_cuda_graph_enable"] = "1"
-    elif step.graph_batch_sizes:
+    if step.graph_batch_sizes:
         # The native backend binds other buffers in every run and leaves this key alone; this project's own captures.
         _parameters(config, cuda_graph_batch_sizes=",".join(map(str, step.graph_batch_sizes)))
     # TensorRT leaves what it cannot do to CUDA. TF32 rounds products to 10 bits: off for an answer in float32.

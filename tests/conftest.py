@@ -30,6 +30,14 @@ NETWORKS: dict[str, RecurrentNetwork | TransformerNetwork] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
 def resized(spec: Spec, network: str = "dkt", **model: object) -> Spec:
     """The spec with other dimensions, and a network small enough for a test."""
     return spec.model_copy(

@@ -3,8 +3,13 @@
 It reads the config.pbtxt keys that the native backend reads (github.com/triton-inference-server/onnxruntime_backend) and
 refuses at load what that one refuses at load, so that a repository which is served here is served there. `reshape` is
 not seen here: Triton's core applies it before a backend gets a tensor.
+
+On a GPU it does more than the native one: tensors are bound to buffers that stay where they are, and with the parameter
+cuda_graph_batch_sizes (e.g. "1,2,4,8") a CUDA graph is captured at load for each of these sizes and each shape of
+model_warmup, and replayed for every batch that fits one.
 """
 
+import collections
 import json
 import os
 from pathlib import Path
@@ -33,6 +38,15 @@ TRITON_TYPES = {
     "tensor(string)": "TYPE_STRING",
 }
 
+NUMPY_TYPES = {
+    "tensor(bool)": np.bool_,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    **{f"tensor({name})": np.dtype(name).type for name in ("int8", "int16", "int32", "int64")},
+    **{f"tensor({name})": np.dtype(name).type for name in ("uint8", "uint16", "uint32", "uint64")},
+}
+
 # optimization.graph.level as the native backend maps it; every other level means all optimisations.
 GRAPH_LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -55,6 +69,7 @@ SESSION_PARAMETERS = {
     "enable_mem_pattern",
     "session.use_device_allocator_for_initializers",
     "memory.enable_memory_arena_shrinkage",
+    "cuda_graph_batch_sizes",
 }
 # Triton calls these TensorRT options by shorter names than ONNX Runtime does.
 TENSORRT_OPTIONS = {
@@ -68,6 +83,10 @@ TENSORRT_PRECISIONS = {
     "BF16": "trt_bf16_enable",
     "INT8": "trt_int8_enable",
 }
+GRAPH_ID = "gpu_graph_id"  # run option: which captured graph; from 1 on
+NO_GRAPH = "-1"
+CAPTURING_RUNS = 3  # the first run allocates, a later one is captured, the next one replays
+KEPT_SHAPES = 64  # of buffers without a graph; the one that was not used for longest goes first
 TRITON_OPTIMIZATION = {"graph", "execution_accelerators", "input_pinned_memory", "output_pinned_memory", "priority"}
 
 
@@ -128,12 +147,33 @@ def session_options(config):
     return options
 
 
-def providers(config, kind, device):
+def graph_batch_sizes(config):
+    """Learners a batch that CUDA graphs are captured for, rising; none where the parameter is not given.
+
+    Raises:
+        ConfigError: they are no rising numbers from 1 to max_batch_size.
+    """
+    text = parameters(config).get("cuda_graph_batch_sizes", "")
+    try:
+        sizes = [int(word) for word in text.split(",")] if text else []
+    except ValueError:
+        sizes = None
+    most = config["max_batch_size"]
+    if sizes is None or sizes != sorted(set(sizes)) or any(not 1 <= size <= most for size in sizes):
+        raise ConfigError(
+            f"parameter cuda_graph_batch_sizes is {text!r}: allowed are rising numbers from 1 to max_batch_size, {most}, "
+            "with commas between"
+        )
+    return sizes
+
+
+def providers(config, kind, device, graphs=False):
     """ONNX Runtime's execution providers, first choice first, as (name, options).
 
     Args:
         kind: "CPU" or "GPU", the instance's.
         device: its GPU's number, ignored on the CPU.
+        graphs: whether the CUDA provider captures graphs. TensorRT's own graphs are an option of its accelerator.
 
     Raises:
         ConfigError: an unknown accelerator, or an unknown option of one.
@@ -152,6 +192,8 @@ def providers(config, kind, device):
                 cuda.update(options)
             else:
                 raise ConfigError(f"unknown Execution Accelerator '{name}' on the GPU: allowed are cuda and tensorrt")
+        if graphs and not chosen:
+            cuda["enable_cuda_graph"] = "1"
         chosen.append(("CUDAExecutionProvider", cuda))
     return [*chosen, ("CPUExecutionProvider", {})]
 
@@ -312,13 +354,15 @@ def model_file(config, version_folder):
     return path
 
 
-def open_session(config, path, kind, device):
+def open_session(config, path, kind, device, graphs=False):
     """An ONNX Runtime session on the wanted device.
 
     Raises:
-        ConfigError: the file is no ONNX model, or the GPU's provider does not start here.
+        ConfigError: the file is no ONNX model, the GPU's provider does not start here, or the model is none for graphs.
     """
-    wanted = providers(config, kind, device)
+    wanted = providers(config, kind, device, graphs)
+    if kind == "GPU" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls(msvc=False)  # the CUDA libraries that PyTorch or NVIDIA's wheels bring, which no path names
     try:
         session = ort.InferenceSession(str(path), session_options(config), providers=wanted)
     except (ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.Fail, ort_errors.InvalidArgument) as e:
@@ -329,9 +373,152 @@ def open_session(config, path, kind, device):
         raise ConfigError(
             f"unable to load model '{config['name']}': instance of KIND_{kind} on device {device} needs {missing[0]}, "
             f"which does not start here; running are {', '.join(session.get_providers())}. Is there a GPU, and are its "
-            "CUDA libraries installed? Otherwise use KIND_CPU"
+            f"{'TensorRT' if missing[0].startswith('Tensorrt') else 'CUDA'} libraries installed? Otherwise use KIND_CPU"
         )
     return session
+
+
+class Bound:
+    """Buffers for one set of shapes, bound to a session for good: what it computes lies at the same addresses every time.
+
+    Rows that a batch leaves free are filled with its first one: no other batch's rows, and nothing that was not asked.
+    """
+
+    def __init__(self, session, shapes, device, number, graph=None):
+        """shapes: of each input, the batch first. device: "cpu" or "cuda"; number: its. graph: run option GRAPH_ID."""
+        self.session = session
+        self.options = run_options(graph)
+        self.plain = run_options(None)
+        types = {tensor.name: NUMPY_TYPES[tensor.type] for tensor in session.get_inputs()}
+        self.staged = {name: np.zeros(shape, types[name]) for name, shape in shapes.items()}
+        self.inputs = {
+            name: ort.OrtValue.ortvalue_from_shape_and_type(staged.shape, staged.dtype, device, number)
+            for name, staged in self.staged.items()
+        }
+        self.binding = session.io_binding()
+        for name, value in self.inputs.items():
+            value.update_inplace(self.staged[name])
+            self.binding.bind_ortvalue_input(name, value)
+        names = [tensor.name for tensor in session.get_outputs()]
+        for name in names:
+            self.binding.bind_output(name, device, number)
+        # What the first run allocates for its outputs is kept as their buffers.
+        session.run_with_iobinding(self.binding, self.plain)
+        self.outputs = dict(zip(names, self.binding.get_outputs()))
+        for name, value in self.outputs.items():
+            self.binding.bind_ortvalue_output(name, value)
+
+    def run(self, feeds, names, graph=True):
+        """Outputs by `names` for feeds of as many rows as the buffers have, or fewer; the caller's to keep."""
+        rows = len(next(iter(feeds.values())))
+        for name, staged in self.staged.items():
+            staged[:rows] = feeds[name]
+            staged[rows:] = feeds[name][:1]
+            self.inputs[name].update_inplace(staged)
+        self.session.run_with_iobinding(self.binding, self.options if graph else self.plain)
+        # Of a buffer on the CPU, numpy() is the buffer itself.
+        return [self.outputs[name].numpy()[:rows].copy() for name in names]
+
+
+class Binder:
+    """Runs a session on bound buffers, made once for each shape.
+
+    sizes: batches that are captured as CUDA graphs, at the shapes that `capture` is given; a smaller batch of such a shape
+    is padded to the next size. Every other batch has buffers of just its size, and no graph.
+    """
+
+    def __init__(self, session, device, number=0, sizes=()):
+        self.session, self.device, self.number, self.sizes = session, device, number, tuple(sizes)
+        self.captured = {}
+        self.others = collections.OrderedDict()
+        self.types = {tensor.name: NUMPY_TYPES.get(tensor.type) for tensor in session.get_inputs()}
+
+    def capture(self, shapes):
+        """Capture a graph for each size. shapes: of each input, without the batch.
+
+        Returns:
+            None, or why no graph is kept for these shapes: a replay answers otherwise than the model does.
+        """
+        key = _key(shapes)
+        for size in self.sizes:
+            graph = str(len(self.captured) + 1)
+            whole = {name: (size, *shape) for name, shape in shapes.items()}
+            try:
+                bound = Bound(self.session, whole, self.device, self.number, graph)
+                ones, zeros = ({n: np.full(s.shape, v, s.dtype) for n, s in bound.staged.items()} for v in (1, 0))
+                names = list(bound.outputs)
+                for _ in range(CAPTURING_RUNS):
+                    bound.run(ones, names)
+                # Whatever the graph has of the values that it was captured with, and not from its buffers, shows now.
+                for given in (zeros, ones):
+                    replayed, computed = bound.run(given, names), bound.run(given, names, graph=False)
+                    if not all(np.allclose(a, b, 1e-3, 1e-3, equal_nan=True) for a, b in zip(replayed, computed)):
+                        return f"batch of {size}: replayed, it answers otherwise than computed anew"
+            except (ValueError, RuntimeError, *_ORT_ERRORS) as e:
+                return f"batch of {size}: {str(e).splitlines()[0]}"
+            self.captured[size, key] = bound
+        return None
+
+    def takes(self, feeds):
+        """Whether all of the session's inputs are there, as numbers."""
+        return feeds.keys() == self.types.keys() and all(
+            self.types[name] == value.dtype and value.ndim and len(value) for name, value in feeds.items()
+        )
+
+    def bound(self, feeds):
+        """The buffers for these feeds: with a graph where one is large enough, else of just their shapes."""
+        rows = len(next(iter(feeds.values())))
+        key = _key({name: value.shape[1:] for name, value in feeds.items()})
+        size = next((size for size in self.sizes if size >= rows and (size, key) in self.captured), None)
+        if size is not None:
+            return self.captured[size, key]
+        if (rows, key) not in self.others:
+            if len(self.others) == KEPT_SHAPES:
+                self.others.popitem(last=False)
+            shapes = {name: value.shape for name, value in feeds.items()}
+            self.others[rows, key] = Bound(self.session, shapes, self.device, self.number)
+        self.others.move_to_end((rows, key))
+        return self.others[rows, key]
+
+    def run(self, feeds, names):
+        """Outputs by `names`, as session.run answers them."""
+        return self.bound(feeds).run(feeds, names)
+
+
+def run_options(graph):
+    """graph: the number of a CUDA graph to capture or replay; None for none. Providers without graphs pass it over."""
+    options = ort.RunOptions()
+    options.add_run_config_entry(GRAPH_ID, graph or NO_GRAPH)
+    return options
+
+
+def _key(shapes):
+    return tuple(sorted(shapes.items()))
+
+
+def warm_shapes(config):
+    """Shapes of the inputs, without the batch, that model_warmup has; each once. As the model sees them: reshaped."""
+    reshaped = {tensor["name"]: tensor["reshape"].get("shape", []) for tensor in config["input"] if "reshape" in tensor}
+    found = []
+    for sample in config.get("model_warmup", []):
+        shapes = {
+            name: tuple(int(axis) for axis in reshaped.get(name, given.get("dims", [])))
+            for name, given in sample["inputs"].items()
+        }
+        if shapes not in found:
+            found.append(shapes)
+    return found
+
+
+def capture_all(config, session, device, number, warn):
+    """A Binder with a graph for every size and warm-up shape that can be captured; `warn` is told of each other one."""
+    binder = Binder(session, device, number, graph_batch_sizes(config))
+    for shapes in warm_shapes(config) if binder.sizes else ():
+        why = binder.capture(shapes)
+        if why:
+            text = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            warn(f"model '{config['name']}': no CUDA graph for {text}: {why}. Such batches are computed without")
+    return binder
 
 
 class TritonPythonModel:
@@ -352,7 +539,15 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"model '{config['name']}': {key} has no effect on this onnxruntime backend")
         path = model_file(config, Path(args["model_repository"]) / args["model_version"])
         kind, device = args["model_instance_kind"], int(args["model_instance_device_id"])
-        self.session = open_session(config, path, kind, device)
+        graphs = bool(graph_batch_sizes(config)) and kind == "GPU"
+        try:
+            self.session = open_session(config, path, kind, device, graphs)
+        except ConfigError as e:
+            if not graphs or "graph capture" not in str(e):
+                raise
+            pb_utils.Logger.log_warn(f"model '{config['name']}': no CUDA graphs, they are refused for this model: {e}")
+            config["parameters"].pop("cuda_graph_batch_sizes")
+            self.session = open_session(config, path, kind, device)
         validate(config, self.session.get_inputs(), self.session.get_outputs())
         self.input_names = [tensor["name"] for tensor in config["input"]]
         self.output_names = [tensor["name"] for tensor in config["output"]]
@@ -361,6 +556,10 @@ class TritonPythonModel:
         shrinkage = parameters(config).get("memory.enable_memory_arena_shrinkage")
         if shrinkage:
             self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", shrinkage)
+        self.run_options.add_run_config_entry(GRAPH_ID, NO_GRAPH)
+        # On the CPU there is nothing to gain: session.run takes and gives NumPy's own memory.
+        on_gpu = kind == "GPU" and self.batching and not shrinkage
+        self.binder = capture_all(config, self.session, "cuda", device, pb_utils.Logger.log_warn) if on_gpu else None
 
     def execute(self, requests):
         if len(requests) == 1 or not self.batching:
@@ -377,7 +576,10 @@ class TritonPythonModel:
                 feeds = {name: np.concatenate([given[name] for given in inputs]) for name in inputs[0]}
             wanted = {name for request in requests for name in request.requested_output_names()}
             names = [name for name in self.output_names if name in wanted]
-            outputs = self.session.run(names, feeds, self.run_options)
+            if self.binder and self.binder.takes(feeds):
+                outputs = self.binder.run(feeds, names)
+            else:
+                outputs = self.session.run(names, feeds, self.run_options)
         except (ValueError, RuntimeError, *_ORT_ERRORS) as e:
             if len(requests) > 1:
                 # One request spoils the batch: each alone tells which, and the others get their answers.
