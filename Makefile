@@ -80,8 +80,8 @@ serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT
 serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to]
 	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual
 
-bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK=]
-	@$(BIN)/python -m build bench $(MODEL) $(if $(FACTORY),--factory '$(FACTORY)') $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
+bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK= DEVICE=gpu]
+	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
 		$(if $(PUBLISH),--publish)
 
 $(PEERS): pyproject.toml

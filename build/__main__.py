@@ -289,6 +289,9 @@ def bench(
         str | None, typer.Option("--rungs", help="Which, e.g. 0,1,4-8,floor [default: all of them]")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds, only concurrency 1 and 16")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu: without rung 11, even where there is a GPU; gpu: with it")
+    ] = None,
     publish: Annotated[bool, typer.Option("--publish", help="Write picture and table into the repository")] = False,
 ) -> None:
     """Climb from the naive deployment to this one on this machine, and show where each millisecond goes."""
@@ -296,13 +299,15 @@ def bench(
     from build.bench.rung import select
 
     chosen = select(rungs)
+    if device not in (None, "cpu", "gpu"):
+        raise LastrowError(f"there is no device {device!r}; there are cpu and gpu")
     # The served repository stays as it is: every rung is built in a folder of its own.
     workspace = open_workspace(spec, checkpoint, None, data, learners, network, factory)
     if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
         _train(workspace)
     folder = ARTIFACTS / "bench" / workspace.spec.network.type
     settings = ladder.Settings.quick() if quick else ladder.Settings()
-    climb = ladder.Climb(workspace, chosen, settings, folder, lengths)
+    climb = ladder.Climb(workspace, chosen, settings, folder, lengths, device)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     with ExitStack() as stack:

@@ -104,6 +104,8 @@ def _accelerate(spec: Spec, config: ModelConfig) -> None:
             )
         if step.graph_batch_sizes:
             tensorrt["trt_cuda_graph_enable"] = "1"
+    if not step.io_binding:
+        _parameters(config, io_binding=0)
     if step.graph_batch_sizes:
         # The native backend binds other buffers in every run and leaves this key alone; this project's own captures.
         _parameters(config, cuda_graph_batch_sizes=",".join(map(str, step.graph_batch_sizes)))

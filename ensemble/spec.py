@@ -164,7 +164,8 @@ class CoreStep(Step):
     """The ONNX step. intra_op_threads 0 leaves the choice to ONNX Runtime; queue_delay_us is in microseconds.
 
     accelerator: what computes on a GPU. graph_batch_sizes: learners a batch for which a CUDA graph is captured at load, at
-    every width; a smaller batch is padded to the next size, and a larger one goes without. None: no graphs.
+    every width; a smaller batch is padded to the next size, and a larger one goes without. None: no graphs. io_binding: the
+    embedded backend keeps tensors on a GPU in buffers that stay; false only to measure what that gains.
     """
 
     queue_delay_us: Annotated[int, Field(ge=0)] = 0
@@ -172,12 +173,15 @@ class CoreStep(Step):
     device: Literal["cpu", "gpu"] = "cpu"
     accelerator: Literal["cuda", "tensorrt"] = "cuda"
     graph_batch_sizes: tuple[Count, ...] = ()
+    io_binding: bool = True
 
     @model_validator(mode="after")
     def _graphs_are_of_a_gpu(self) -> CoreStep:
         sizes = self.graph_batch_sizes
         if list(sizes) != sorted(set(sizes)):
             raise ValueError(f"graph_batch_sizes are {list(sizes)}; they have to rise")
+        if sizes and not self.io_binding:
+            raise ValueError("graph_batch_sizes needs io_binding: a CUDA graph replays on buffers that stay")
         if self.device == "cpu" and (sizes or self.accelerator != "cuda"):
             raise ValueError('graph_batch_sizes and accelerator are a GPU\'s; set device = "gpu" (or DEVICE=gpu)')
         return self

@@ -27,6 +27,7 @@ class Cell:
     throughputs: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     wire_bytes: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)  # of every call, by CUDA events
 
     @property
     def p50s_ms(self) -> list[float]:
@@ -92,6 +93,8 @@ class Cell:
             client = max(min(share(statistics.fmean(turn) for turn in self.client_ms), outside), 0.0)
             found["parts_ms"] = {"client": client, "wire": outside - client, **phases}
             found["wire_and_client_ms"] = outside
+        if self.device_ms:
+            found["device_p50_ms"] = statistics.median(self.device_ms)
         if self.wire_bytes:
             found["wire_bytes"] = statistics.median(self.wire_bytes)
         return found

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomlkit
 import tritonclient.grpc as grpcclient
 
 from build.bench import contest, load, machine
 from build.bench.caller import Caller, answers_of, connect, full_windows
 from build.bench.cell import Cell
 from build.bench.local import BATCHES, Local, LocalError
-from build.bench.rung import NAIVE, Rung, Variant, build, candidates, names, variants
+from build.bench.rung import NAIVE, Rung, Variant, build, candidates, names, on_a_gpu, variants
 from build.interactions import read_folds
 from build.parity import probabilities
 from build.server import Server
@@ -31,6 +32,7 @@ from ensemble.spec import Spec
 MIX = "mix"
 MIXED = 64  # learners that are drawn for the mix of lengths
 TUNING_ROUNDS = 3
+GPU_DIFFERENCE = 1e-4  # of probabilities in float32 from those of the CPU
 Progress = Callable[[float | None, str], None]
 
 
@@ -63,12 +65,13 @@ class Climb:
         settings: Settings,
         folder: Path,
         lengths: Path | None = None,
+        device: str | None = None,
     ) -> None:
-        """lengths: a folder of real learners, as long as whom the mix's are."""
+        """lengths: a folder of real learners, as long as whom the mix's are. device: "cpu" leaves out rung 11."""
         self.workspace = workspace
         self.settings = settings
         self.folder = folder
-        self.rungs = [_possible(rung, workspace) for rung in rungs]
+        self.rungs = [_possible(rung, workspace, device) for rung in rungs]
         self.tuning: list[dict[str, Any]] = []
         self.batches: dict[int, list[float]] = {}
         self.cells: dict[tuple[str, str, int], Cell] = {}
@@ -92,6 +95,7 @@ class Climb:
             if "tuned" in wanted:
                 progress(None, "tune instances and threads")
                 made["tuned"] = Variant(self._tune(progress))
+            made |= on_a_gpu(made.get("tuned", made["length"]).spec)
             for name in wanted:
                 progress(None, f"build and start: {name}")
                 repository = build(made[name], self.workspace.checkpoint, self.folder / name)
@@ -105,13 +109,15 @@ class Climb:
             for rung in [rung for rung in self.rungs if rung.local]:
                 assert rung.local is not None
                 progress(None, f"start: {rung.name}")
+                spec_file, repository = self.workspace.spec_file, core
+                if rung.variant:
+                    repository = build(made[rung.variant], self.workspace.checkpoint, self.folder / rung.variant)
+                    spec_file = self.folder / f"{rung.variant}.toml"
+                    table = made[rung.variant].spec.model_dump(mode="json", exclude_none=True)
+                    spec_file.write_text(tomlkit.dumps(table), encoding="utf-8")
+                model = repository / config.CORE / "1" / "model.onnx"
                 try:
-                    local = Local(
-                        rung.local,
-                        self.workspace.spec_file,
-                        self.workspace.checkpoint,
-                        core / config.CORE / "1" / "model.onnx",
-                    )
+                    local = Local(rung.local, spec_file, self.workspace.checkpoint, model)
                 except LocalError as e:
                     self.rungs[self.rungs.index(rung)] = replace(rung, skipped=str(e))
                     continue
@@ -186,7 +192,7 @@ class Climb:
             "skipped": rung.skipped,
             "loads": loads,
         }
-        if rung.variant and rung.variant in self._specs:
+        if rung.local is None and rung.variant in self._specs:
             found["hops_bytes"] = hops(self._specs[rung.variant], rung)
         return found
 
@@ -217,8 +223,8 @@ class Climb:
         """
         learners = [h for histories in self.loads.values() for h in histories[:4]]
         expected = answers_of(core, self.workspace.spec, learners)
-        allowed = self.workspace.spec.parity.max_abs_difference
-        for rung in [rung for rung in self.rungs if rung.variant and rung.skipped is None]:
+        for rung in [rung for rung in self.rungs if rung.local is None and rung.skipped is None]:
+            key, allowed = tolerance(self._specs[rung.variant])
             (caller,) = self._connected(rung, 1)
             for history, answer in zip(learners, expected, strict=True):
                 (served,) = caller.ask([history])
@@ -226,7 +232,7 @@ class Climb:
                 if not difference <= allowed:
                     raise LadderError(
                         f"rung {rung.number}, {rung.name}, is {difference:.1e} off ONNX Runtime's answer; allowed is "
-                        f"{allowed:.0e} (parity.max_abs_difference)"
+                        f"{allowed:.0e} ({key})"
                     )
 
     def _time_local(self, rung: Rung, kind: str, cell: Cell) -> None:
@@ -235,6 +241,7 @@ class Climb:
         calls = max(3, int(self.settings.turn_s * 1e3 / statistics.median(before)))
         times = local.times(self.loads[kind], 1, calls)
         cell.latencies_ms.append(times)
+        cell.device_ms += local.device_ms
         cell.throughputs.append(len(times) / sum(times) * 1e3)
 
     def _time_batches(self, floor: Rung) -> None:
@@ -302,14 +309,27 @@ def save(report: dict[str, Any], path: Path) -> None:
     aside.replace(path)
 
 
-def _possible(rung: Rung, workspace: Workspace) -> Rung:
+def tolerance(spec: Spec) -> tuple[str, float]:
+    """Which key says how far a served answer may be from the core's on the CPU, and how far that is."""
+    if spec.export.precision == "float16":
+        return "parity.float16_max_abs_difference", spec.parity.float16_max_abs_difference
+    own = spec.parity.max_abs_difference
+    if spec.steps.core.device == "gpu" and own < GPU_DIFFERENCE:
+        return "a GPU adds up in another order", GPU_DIFFERENCE
+    return "parity.max_abs_difference", own
+
+
+def _possible(rung: Rung, workspace: Workspace, device: str | None) -> Rung:
     """The rung, skipped by name where it cannot be climbed."""
-    if rung.variant == "cuda":
+    if rung.number.startswith("11"):
         import torch
 
-        reason = "no GPU on this machine" if not torch.cuda.is_available() else "not part of this ladder yet"
-        return replace(rung, skipped=reason)
-    if rung.local not in (None, "onnxruntime") and workspace.spec.network.type == "onnx":
+        if device == "cpu":
+            return replace(rung, skipped="DEVICE=cpu")
+        if not torch.cuda.is_available():
+            return replace(rung, skipped="no GPU on this machine")
+    needs_torch = rung.local is not None and "onnxruntime" not in rung.local
+    if needs_torch and workspace.spec.network.type == "onnx":
         return replace(rung, skipped="an ONNX file is all there is of this model")
     return rung
 

@@ -31,7 +31,12 @@ class LocalError(LastrowError):
 
 
 class Local:
-    """The parent's handle on a resting process; it answers only inside `times`."""
+    """The parent's handle on a resting process; it answers only inside `times`.
+
+    device_ms: of the last `times`, the calls' time on a GPU; none for what runs on the CPU.
+    """
+
+    device_ms: list[float]
 
     def __init__(self, kind: str, spec_file: Path, checkpoint: Path, core: Path) -> None:
         command = [sys.executable, "-m", "build.bench.local", kind, str(spec_file), str(checkpoint), str(core)]
@@ -54,6 +59,7 @@ class Local:
         self._process.stdin.flush()
         answer = self._read()
         self._rest()
+        self.device_ms = answer["device_ms"]
         return answer["ms"]
 
     def close(self) -> None:
@@ -124,10 +130,17 @@ def _onnxruntime(spec: Spec, core: Path) -> Callable[[list[np.ndarray]], object]
 
 def main(kind: str, spec_file: str, checkpoint: str, core: str) -> None:
     """Load, say that it is ready, then answer each line of stdin with the times that it took."""
+    from build.bench import device
     from build.bench.caller import windows
 
     spec = Spec.read(spec_file)
-    ask = _onnxruntime(spec, Path(core)) if kind == "onnxruntime" else _torch(kind, spec, Path(checkpoint))
+    ask: Callable[[list[np.ndarray]], object]
+    if kind.startswith(device.PREFIX):
+        ask = device.ask(kind, spec, Path(checkpoint), Path(core))
+    elif kind == "onnxruntime":
+        ask = _onnxruntime(spec, Path(core))
+    else:
+        ask = _torch(kind, spec, Path(checkpoint))
     # PyTorch is padded to the window, as a model that was trained on windows is asked; the core stops by itself.
     nothing = np.zeros(spec.model.window, np.int32)
     ask(list(windows([History("0", nothing, nothing)], spec.model.window)))
@@ -135,14 +148,18 @@ def main(kind: str, spec_file: str, checkpoint: str, core: str) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         histories = [History("0", *map(np.array, pair)) for pair in request["histories"]]
-        size, taken = request["size"], []
+        size = request["size"]
+        taken: list[float] = []
+        on_device: list[float] = []
         for number in range(WARM_UP + request["calls"]):
             learners = [histories[(number * size + n) % len(histories)] for n in range(size)]
             given = list(windows(learners, spec.model.window))
             start = time.perf_counter()
             ask(given)
             taken.append((time.perf_counter() - start) * 1e3)
-        print(json.dumps({"ms": taken[WARM_UP:]}), flush=True)
+            if isinstance(ask, device.Asked):
+                on_device.append(ask.device_ms)
+        print(json.dumps({"ms": taken[WARM_UP:], "device_ms": on_device[WARM_UP:]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from ensemble.spec import Spec
 NAIVE = "naive"  # the model of the first rungs' repositories
 LONG_DELAY_US, SHORT_DELAY_US = 100_000, 100
 FLOOR = "floor"
+WIDTHS = (64, 128, 256)  # of a core on a GPU that has none of its own
+GRAPH_BATCH_SIZES = (1, 2, 4, 8)
 
 Transport = Literal["http", "grpc", "shared memory"]
 Part = Literal["naive", "ensemble", "core"]
@@ -37,8 +39,8 @@ class Rung:
     Attributes:
         number: as RUNGS selects it. Several may share one: local PyTorch in its forms, the floors.
         change: what is other than on the rung before.
-        local: the process that answers instead of a server.
-        variant: the repository that is served; rungs that differ in the client alone share it.
+        local: the process that answers instead of a server; "gpu-..." on a GPU (`build.bench.device`).
+        variant: the repository that is served; rungs that differ in the client alone share it; locally, its core.
         part: which of its models is asked.
         learners_a_request: how many learners each of the callers puts into a request; a caller alone sends one.
     """
@@ -84,14 +86,34 @@ RUNGS = (
         learners_a_request=8,
     ),
     Rung("10", "shared memory", "client and server on one host", None, "tuned", "shared memory"),
-    Rung("11", "CUDA", "the core on a GPU", None, "cuda"),
+    Rung("11a", "CUDA", "the core on a GPU", None, "cuda"),
+    Rung("11b", "I/O binding", "buffers on the GPU that stay", None, "bound"),
+    Rung("11c", "CUDA graphs", "captured at load, for 1, 2, 4, 8 learners and each width", None, "graphs"),
+    Rung("11d", "half precision", "float16 weights and products", None, "half"),
+    Rung("11e", "GPU: PyTorch eager", "the whole forward, probabilities of every row", "gpu-eager"),
+    Rung("11e", "GPU: PyTorch compiled", "torch.compile", "gpu-compile"),
+    Rung("11e", "GPU: PyTorch, CUDA graphs", "the eager forward, captured", "gpu-graphs"),
+    Rung("11e", "GPU: PyTorch, last row", "the head on the last row alone", "gpu-last"),
+    Rung("11e", "GPU: PyTorch, last row, CUDA graphs", "captured", "gpu-last-graphs"),
+    Rung("11e", "GPU: PyTorch, last row, half", "float16: cuDNN's persistent LSTM", "gpu-last-half"),
+    Rung("11f", "GPU: core without binding", "no server, session.run", "gpu-onnxruntime", "cuda"),
+    Rung(
+        "11f",
+        "GPU: core",
+        "no server; recurrent layers stop at each length (sequence_lens)",
+        "gpu-onnxruntime",
+        "bound",
+    ),
+    Rung("11f", "GPU: core, whole width", "recurrent layers run to the end of the width", "gpu-onnxruntime", "whole"),
+    Rung("11f", "GPU: core, CUDA graphs", "the same, captured", "gpu-onnxruntime", "graphs"),
+    Rung("11f", "GPU: core, half precision", "the same in float16", "gpu-onnxruntime", "half"),
     Rung(FLOOR, "core over gRPC", "no Python steps: what the ensemble adds is above this", None, "tuned", part="core"),
     Rung(FLOOR, "ONNX Runtime in process", "no server: what serving adds is above this", local="onnxruntime"),
 )
 
 
 def select(text: str | None) -> list[Rung]:
-    """The rungs that RUNGS names: numbers, ranges and "floor" with commas between, e.g. "0,1,4-8,floor"; all for None.
+    """The rungs that RUNGS names: numbers, ranges and "floor" with commas between, e.g. "0,1,4-8,11c,floor"; all for None.
 
     Raises:
         RungError: names what is not there.
@@ -105,10 +127,15 @@ def select(text: str | None) -> list[Rung]:
             wanted |= {str(number) for number in range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)}
         else:
             wanted.add(word.strip())
-    unknown = sorted(wanted - {rung.number for rung in RUNGS})
+    unknown = sorted(wanted - {rung.number for rung in RUNGS} - {_whole(rung) for rung in RUNGS})
     if unknown:
         raise RungError(f"there is no rung {', '.join(unknown)}; there are 0 to 11 and {FLOOR}")
-    return [rung for rung in RUNGS if rung.number in wanted]
+    return [rung for rung in RUNGS if {rung.number, _whole(rung)} & wanted]
+
+
+def _whole(rung: Rung) -> str:
+    """11 for 11a to 11f."""
+    return rung.number.rstrip("abcdef") if rung.number != FLOOR else FLOOR
 
 
 def changed(spec: Spec, **values: object) -> Spec:
@@ -132,6 +159,8 @@ def variants(spec: Spec) -> dict[str, Variant]:
         steps__postprocess=plain,
         steps__propose=plain,
         steps__core={**plain, "queue_delay_us": SHORT_DELAY_US, "device": "cpu"},
+        export__precision="float32",
+        reduce__length_aware=True,
     )
     int32 = changed(length, reduce__length_aware=False, model__buckets=())
     wide = {
@@ -150,10 +179,33 @@ def variants(spec: Spec) -> dict[str, Variant]:
     }
 
 
+def on_a_gpu(spec: Spec) -> dict[str, Variant]:
+    """The repositories of rung 11, each the one before plus one change; the spec is that of the rung below.
+
+    A graph repeats the steps that it was captured with, so from there on recurrent layers run to the end of the width, and
+    widths are what makes a short history cheap.
+    """
+    core = {"instances": 1, "device": "gpu"}
+    bound = changed(spec, steps__core=core, reduce__length_aware=True, export__precision="float32")
+    window = spec.model.window
+    widths = spec.model.buckets or (*(width for width in WIDTHS if width < window), window)
+    whole = changed(bound, reduce__length_aware=False, model__buckets=widths)
+    graphs = changed(whole, steps__core={**core, "graph_batch_sizes": GRAPH_BATCH_SIZES})
+    return {
+        "cuda": Variant(changed(bound, steps__core={**core, "io_binding": False})),
+        "bound": Variant(bound),
+        "whole": Variant(whole),
+        "graphs": Variant(graphs),
+        "half": Variant(changed(graphs, export__precision="float16")),
+    }
+
+
 def candidates(spec: Spec, quick: bool) -> list[Spec]:
     """Instances and threads that are worth a try here: the cores shared out to 1, 2, ... sessions, steps once and twice."""
     cores = len(os.sched_getaffinity(0))
     shares = [count for count in (1, 2, 4, 8) if cores % count == 0]
+    if spec.steps.core.device == "gpu":
+        spec = variants(spec)["length"].spec
     return [
         changed(
             spec,
@@ -189,4 +241,4 @@ def build(variant: Variant, checkpoint: Path, folder: Path) -> Path:
 
 def names(rungs: Sequence[Rung]) -> list[str]:
     """The variants that these rungs need, in their order."""
-    return list(dict.fromkeys(rung.variant for rung in rungs if rung.variant and rung.skipped is None))
+    return list(dict.fromkeys(r.variant for r in rungs if r.variant and r.local is None and r.skipped is None))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from build.bench import ladder, report, rung
 from build.workspace import Workspace
@@ -38,8 +39,8 @@ def ladder_spec(spec: Spec) -> str:
 def test_every_rung_is_climbed_or_skipped_by_name(climbed):
     assert {r["name"] for r in climbed["rungs"]} == {r.name for r in rung.RUNGS}
     for found in climbed["rungs"]:
-        if found["number"] == "11":
-            assert found["skipped"]
+        if found["number"].startswith("11") and not torch.cuda.is_available():
+            assert found["skipped"] == "no GPU on this machine"
         elif found["skipped"] is None:
             wanted = {"1", "4"} if found["transport"] else {"1"}
             assert set(found["loads"]) == {"32", "mix"}

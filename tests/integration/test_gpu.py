@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from build import checkpoint, parity, repository
+from build.bench import device
+from build.bench.caller import windows
+from build.bench.device import as_triton_says
 from build.network import create
 from build.parity import probabilities
 from build.server import Server
@@ -14,7 +17,7 @@ from build.workspace import NETWORKS
 from ensemble.client import Client
 from ensemble.spec import Spec
 from tests.conftest import answer_of, learner
-from tests.unit.test_binding import json_of, no_warning
+from tests.unit.test_binding import no_warning
 
 pytestmark = pytest.mark.gpu
 
@@ -41,7 +44,7 @@ def test_the_answers_are_those_of_pytorch_in_float64(onnxruntime_backend, networ
     model = create(spec).eval()
     checkpoint.save(model, tmp_path / "model.pt")
     core = repository.build(spec, tmp_path / "model.pt", tmp_path / "models").folder / "core" / "1" / "model.onnx"
-    configuration = json_of(spec)
+    configuration = as_triton_says(spec)
     session = onnxruntime_backend.open_session(configuration, core, "GPU", 0, graphs)
     binder = onnxruntime_backend.capture_all(configuration, session, "cuda", 0, no_warning)
     assert len(binder.captured) == (len(WIDTHS) * len(SIZES) if graphs else 0)
@@ -73,3 +76,21 @@ def test_a_server_answers_from_graphs(network, precision, tmp_path):
             exact = answer_of(model, history, spec.model.window)
             assert np.abs(answer.probabilities - exact).max() < TOLERANCE[precision]
     assert "no CUDA graph" not in log.read_text(encoding="utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("kind", ["eager", "graphs", "last", "last-graphs", "last-half", "onnxruntime"])
+@pytest.mark.parametrize("network", ["dkt", "transformer"])
+def test_what_the_ladder_times_on_a_gpu_answers_as_the_cpu_does(network, kind, tmp_path):
+    spec = on_a_gpu(network, "float32", graphs=True)
+    torch.manual_seed(0)
+    model = create(spec).eval()
+    checkpoint.save(model, tmp_path / "model.pt")
+    core = repository.build(spec, tmp_path / "model.pt", tmp_path / "models").folder / "core" / "1" / "model.onnx"
+    asked = device.ask(f"gpu-{kind}", spec, tmp_path / "model.pt", core)
+    history = learner(100)
+    for _ in range(3):
+        answer = np.asarray(asked(list(windows([history], spec.model.window))), np.float64)[0]
+        answer = probabilities(answer) if kind == "onnxruntime" else answer
+        tolerance = TOLERANCE["float16" if "half" in kind else "float32"] * 10  # PyTorch's own products may be TF32
+        assert np.abs(answer - answer_of(model, history, spec.model.window)).max() < tolerance
+        assert 0 < asked.device_ms < 1000

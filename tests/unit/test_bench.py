@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import tomlkit
+import torch
 
 from build import ROOT, __main__
-from build.bench import load, peer, report, rung, statistic
+from build.bench import ladder, load, local, peer, report, rung, statistic
 from build.bench.caller import full_windows, windows
 from build.bench.ladder import hops
+from build.workspace import Workspace
 from ensemble.history import History
 from ensemble.spec import Spec
 
@@ -25,7 +28,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [
-        (None, ["0", *map(str, range(1, 12)), "floor"]),
+        (None, ["0", *map(str, range(1, 11)), "11a", "11b", "11c", "11d", "11e", "11f", "floor"]),
+        ("11", ["11a", "11b", "11c", "11d", "11e", "11f"]),
+        ("11c,floor", ["11c", "floor"]),
         ("1", ["1"]),
         ("4-6, floor", ["4", "5", "6", "floor"]),
         ("10,0", ["0", "10"]),
@@ -66,6 +71,50 @@ def test_each_repository_is_the_one_before_plus_one_change(spec: Spec):
         "steps.preprocess.instances",
         "steps.postprocess.instances",
     }
+
+
+def test_each_repository_on_a_gpu_is_the_one_before_plus_one_change(spec: Spec):
+    made = rung.on_a_gpu(rung.variants(spec)["length"].spec)
+    order = ["cuda", "bound", "whole", "graphs", "half"]
+    assert list(made) == order
+    changes = [differing(made[a].spec.model_dump(), made[b].spec.model_dump()) for a, b in itertools.pairwise(order)]
+    assert changes == [
+        {"steps.core.io_binding"},
+        {"reduce.length_aware", "model.buckets"},
+        {"steps.core.graph_batch_sizes"},
+        {"export.precision"},
+    ]
+    assert made["graphs"].spec.model.widths == (64, 128, 256, 512)
+    assert {variant.spec.steps.core.device for variant in made.values()} == {"gpu"}
+
+
+def test_the_ladder_below_a_gpus_rungs_stays_on_the_cpu(spec: Spec):
+    served = rung.on_a_gpu(spec)["half"].spec
+    below = [variant.spec for variant in rung.variants(served).values()] + rung.candidates(served, quick=True)
+    assert {(s.steps.core.device, s.export.precision) for s in below} == {("cpu", "float32")}
+
+
+def test_rungs_of_a_gpu_are_skipped_by_name(small_spec: Spec, tmp_path):
+    space = Workspace(small_spec, tmp_path / "spec.toml", tmp_path / "model.pt", tmp_path / "models", learners=40)
+    for device, reason in ((None, "no GPU on this machine"), ("gpu", "no GPU on this machine"), ("cpu", "DEVICE=cpu")):
+        if device != "cpu" and torch.cuda.is_available():
+            continue
+        climb = ladder.Climb(space, rung.select("11,8"), ladder.Settings.quick(), tmp_path, device=device)
+        assert {r.skipped for r in climb.rungs if r.number != "8"} == {reason}
+        assert rung.names(climb.rungs) == ["tuned"]
+
+
+def test_a_process_on_a_gpu_that_is_not_there_says_so(small_spec: Spec, small_checkpoint, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "spec.toml").write_text(tomlkit.dumps(small_spec.model_dump(mode="json", exclude_none=True)))
+    with pytest.raises(local.LocalError, match="no GPU on this machine"):
+        local.Local("gpu-onnxruntime", tmp_path / "spec.toml", small_checkpoint, tmp_path / "core.onnx")
+
+
+def test_gpu_ratios_are_of_rungs_that_there_are():
+    names = {r.name for r in rung.RUNGS}
+    assert {name for _, *pair, _ in report.GPU_RATIOS for name in pair} <= names
 
 
 def test_bytes_fall_from_rung_to_rung(spec: Spec):

@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto, helper
 
 from build import repository
+from build.bench.device import as_triton_says
 from build.export import export
 from build.reduce.shapes import save
-from ensemble import config
 from ensemble.spec import Spec
 from tests.conftest import resized, untrained
 
@@ -45,18 +45,6 @@ def session(core) -> ort.InferenceSession:
     return ort.InferenceSession(str(core[1]), providers=["CPUExecutionProvider"])
 
 
-def json_of(made: Spec) -> dict[str, Any]:
-    """The core's configuration as Triton hands it to a Python backend."""
-    from google.protobuf.json_format import MessageToDict
-
-    message = MessageToDict(config.repository(made)["core"], preserving_proto_field_name=True)
-    message["parameters"] = {key: {"string_value": v["string_value"]} for key, v in message["parameters"].items()}
-    for sample in message["model_warmup"]:
-        for tensor in sample["inputs"].values():
-            tensor["dims"] = [int(axis) for axis in tensor["dims"]]
-    return message
-
-
 def learners(count: int, width: int, seed: int = 0) -> Feeds:
     rng = np.random.default_rng([seed, count, width])
     return {
@@ -71,7 +59,7 @@ def no_warning(message: str) -> None:
 
 
 def binder_of(backend: ModuleType, core: tuple[Spec, Path], session: ort.InferenceSession) -> Any:
-    return backend.capture_all(json_of(core[0]), session, "cpu", 0, no_warning)
+    return backend.capture_all(as_triton_says(core[0]), session, "cpu", 0, no_warning)
 
 
 def test_a_graph_is_made_for_every_size_and_every_width(onnxruntime_backend, core, session):
@@ -177,7 +165,7 @@ def test_a_model_that_a_graph_would_not_repeat_goes_without(onnxruntime_backend,
 
 def test_what_cannot_be_captured_is_told(onnxruntime_backend, core, session):
     said: list[str] = []
-    wrong = json_of(core[0])
+    wrong = as_triton_says(core[0])
     for sample in wrong["model_warmup"]:
         sample["inputs"]["recent_responses"]["dims"] = [3]
     binder = onnxruntime_backend.capture_all(wrong, session, "cpu", 0, said.append)
@@ -203,14 +191,14 @@ def test_what_is_not_bound(onnxruntime_backend, core, session):
 
 
 def test_graphs_are_the_first_providers_matter(onnxruntime_backend, core):
-    made = json_of(core[0])
+    made = as_triton_says(core[0])
     names = onnxruntime_backend.providers(made, "GPU", 1, graphs=True)
     assert names[0] == ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0", "enable_cuda_graph": "1"})
     assert "enable_cuda_graph" not in onnxruntime_backend.providers(made, "GPU", 1)[0][1]
     table = core[0].model_dump()
     table["steps"]["core"]["accelerator"] = "tensorrt"
     (tensorrt, options), (_, cuda), _ = onnxruntime_backend.providers(
-        json_of(Spec.model_validate(table)), "GPU", 0, graphs=True
+        as_triton_says(Spec.model_validate(table)), "GPU", 0, graphs=True
     )
     assert tensorrt == "TensorrtExecutionProvider"
     assert options["trt_cuda_graph_enable"] == "1"
@@ -226,7 +214,7 @@ def test_graphs_are_the_first_providers_matter(onnxruntime_backend, core):
 def test_a_gpu_that_is_not_there_is_named(onnxruntime_backend, core, accelerator, provider, libraries):
     table = core[0].model_dump()
     table["steps"]["core"]["accelerator"] = accelerator
-    made = json_of(Spec.model_validate(table))
+    made = as_triton_says(Spec.model_validate(table))
     with pytest.raises(onnxruntime_backend.ConfigError) as raised:
         onnxruntime_backend.open_session(made, core[1], "GPU", 0, graphs=True)
     for part in ("KIND_GPU on device 0", provider, f"{libraries} libraries installed? Otherwise use KIND_CPU"):

@@ -70,6 +70,7 @@ SESSION_PARAMETERS = {
     "session.use_device_allocator_for_initializers",
     "memory.enable_memory_arena_shrinkage",
     "cuda_graph_batch_sizes",
+    "io_binding",
 }
 # Triton calls these TensorRT options by shorter names than ONNX Runtime does.
 TENSORRT_OPTIONS = {
@@ -386,7 +387,7 @@ class Bound:
 
     def __init__(self, session, shapes, device, number, graph=None):
         """shapes: of each input, the batch first. device: "cpu" or "cuda"; number: its. graph: run option GRAPH_ID."""
-        self.session = session
+        self.session, self.device = session, device
         self.options = run_options(graph)
         self.plain = run_options(None)
         types = {tensor.name: NUMPY_TYPES[tensor.type] for tensor in session.get_inputs()}
@@ -410,14 +411,23 @@ class Bound:
 
     def run(self, feeds, names, graph=True):
         """Outputs by `names` for feeds of as many rows as the buffers have, or fewer; the caller's to keep."""
-        rows = len(next(iter(feeds.values())))
+        self.compute(feeds, graph)
+        return self.fetch(len(next(iter(feeds.values()))), names)
+
+    def compute(self, feeds, graph=True):
+        """Fill the buffers and run; the outputs stay where they are."""
         for name, staged in self.staged.items():
+            rows = len(feeds[name])
             staged[:rows] = feeds[name]
             staged[rows:] = feeds[name][:1]
             self.inputs[name].update_inplace(staged)
         self.session.run_with_iobinding(self.binding, self.options if graph else self.plain)
+
+    def fetch(self, rows, names):
+        """The first rows of outputs, brought to the host: all that leaves the device."""
         # Of a buffer on the CPU, numpy() is the buffer itself.
-        return [self.outputs[name].numpy()[:rows].copy() for name in names]
+        values = [self.outputs[name].numpy()[:rows] for name in names]
+        return [value.copy() for value in values] if self.device == "cpu" else values
 
 
 class Binder:
@@ -559,6 +569,7 @@ class TritonPythonModel:
         self.run_options.add_run_config_entry(GRAPH_ID, NO_GRAPH)
         # On the CPU there is nothing to gain: session.run takes and gives NumPy's own memory.
         on_gpu = kind == "GPU" and self.batching and not shrinkage
+        on_gpu = on_gpu and boolean("io_binding", parameters(config).get("io_binding", "1"))
         self.binder = capture_all(config, self.session, "cuda", device, pb_utils.Logger.log_warn) if on_gpu else None
 
     def execute(self, requests):
