@@ -10,6 +10,8 @@ BUDGET ?=
 NETWORK ?=
 FACTORY ?=
 DEVICE ?=
+FOR_PYTHON ?=
+ORT ?=
 MODELS ?=
 SERVED ?=
 RUNGS ?=
@@ -42,7 +44,7 @@ SWEPT = $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKP
 OWN := $(if $(FACTORY),--factory '$(FACTORY)') $(if $(DEVICE),--device '$(DEVICE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak lint \
+.PHONY: help setup demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak carry lint \
 	lint-config clean
 
 help: ## list every target
@@ -118,6 +120,10 @@ lint: $(SETUP) ## check style, formatting, types, and the installed packages for
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@$(BIN)/python -m build audit
+
+carry: $(SETUP) ## pack the ladder for a machine with PyTorch and no network [OUT=folder FOR_PYTHON=3.12 ORT=version of onnxruntime-gpu]
+	@$(BIN)/python -m build carry '$(or $(OUT),build/artifacts/carry)' $(if $(FOR_PYTHON),--python $(FOR_PYTHON)) \
+		$(if $(ORT),--onnxruntime $(ORT))
 
 lint-config: $(SETUP) ## find settings of a model repository that do nothing or harm [OUT=folder, anyone's]
 	@$(BIN)/python -m ensemble lint '$(or $(OUT),models)'

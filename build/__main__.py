@@ -161,6 +161,29 @@ def serve(
     raise typer.Exit(code if code >= 0 else 1)
 
 
+@app.command()
+def carry(
+    folder: Annotated[Path, typer.Argument(help="An empty folder, or one to be made")],
+    python: Annotated[str, typer.Option("--python", help="The other machine's Python")] = "3.12",
+    onnxruntime: Annotated[
+        str | None,
+        typer.Option("--onnxruntime", help="Version of onnxruntime-gpu that fits its CUDA [default: the newest]"),
+    ] = None,
+) -> None:
+    """Pack all that the ladder needs for a machine with PyTorch and no network; there: python3 FOLDER/carry.py TARGET."""
+    from build import carry as carrying
+
+    with bar("pack"):
+        try:
+            files = carrying.pack(folder, ROOT, python, onnxruntime)
+        except carrying.CarryError as e:
+            raise LastrowError(str(e)) from e
+    size = sum(file.stat().st_size for file in files)
+    print(
+        f"{len(files)} files, {size / 1e6:.0f} MB, in {folder}. There: python3 {folder.name}/{carrying.SCRIPT} TARGET"
+    )
+
+
 @app.command("audit")
 def audit_packages() -> None:
     """Look the installed packages up among known vulnerabilities. Exit code 1 where one is vulnerable."""
