@@ -218,11 +218,11 @@ def unpack(folder: Path, target: Path) -> Path:
 
 
 def main() -> int:
-    """`carry.py TARGET`: put together what lies beside this file, and run the ladder, or other words of `build`."""
+    """Put together what lies beside this file, and run the ladder, or other words of `python -m build`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("target", type=Path, help="an empty folder, or one to be made")
     parser.add_argument("--no-run", action="store_true", help="only put it together")
-    parser.add_argument("words", nargs="*", help=f"what to run there instead of {' '.join(LADDER)}")
+    parser.add_argument("target", type=Path, help="an empty folder, or one to be made")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help=f"what to run there instead of {' '.join(LADDER)}")
     given = parser.parse_args()
     try:
         python = unpack(Path(__file__).resolve().parent, given.target.resolve())

@@ -236,7 +236,9 @@ def queue_policy(repository: Repository) -> Iterator[Finding]:
                 "from Triton 24.04 on the batcher of a model with queue limits sleeps until a request comes or 500 ms have "
                 "passed when its instances are busy: what waits at the end of a burst waits that much longer"
             )
-            instead = "no queue policy and deadlines set by the clients; or keep it, where an end to the queue is worth that"
+            instead = (
+                "no queue policy and deadlines set by the clients; or keep it, where an end to the queue is worth that"
+            )
             yield Finding(model.file, f"dynamic_batching.default_queue_policy ({', '.join(given)})", why, instead)
 
 

@@ -53,7 +53,7 @@ def test_what_is_packed_is_unpacked_and_runs(carried: Path, tmp_path: Path):
     assert len(parts) > 3
     assert all(part.stat().st_size <= PART for part in parts)
     assert {file.name for file in carried.iterdir()} == {"carry.py", "manifest.json", *(part.name for part in parts)}
-    done = there(carried, str(tmp_path / "bare"), "--no-run")
+    done = there(carried, "--no-run", str(tmp_path / "bare"))
     assert done.returncode == 0, done.stderr
     python = tmp_path / "bare" / "venv" / "bin" / "python"
     code = (
@@ -66,7 +66,7 @@ def test_what_is_packed_is_unpacked_and_runs(carried: Path, tmp_path: Path):
     assert answer.stdout.split() == [str(3 * PART), "1", str(project / "build" / "__init__.py"), "14041"]
     tracked = git("ls-files") - git("diff", "--name-only", "HEAD")  # what is committed is carried
     assert {str(p.relative_to(project)) for p in project.rglob("*") if p.is_file()} >= tracked
-    again = there(carried, str(tmp_path / "bare"), "--no-run")
+    again = there(carried, "--no-run", str(tmp_path / "bare"))
     assert (again.returncode, "is not empty" in again.stderr) == (1, True)
 
 
@@ -77,9 +77,10 @@ def git(*words: str) -> set[str]:
 
 
 def test_the_words_behind_the_target_are_run_there(carried: Path, tmp_path: Path):
-    done = there(carried, str(tmp_path / "bare"), "bench", "--help")
-    assert done.returncode == 0, done.stderr
-    assert "--device" in done.stdout
+    # The wheels are two toys; this file's own command line is there, and needs nothing else.
+    done = there(carried, str(tmp_path / "bare"), "bench", "--device", "tpu")
+    assert done.returncode == 1
+    assert "there is no device 'tpu'; there are cpu and gpu" in " ".join(done.stderr.split())
 
 
 def test_a_damaged_part_is_named(carried: Path, tmp_path: Path):
