@@ -77,7 +77,7 @@ def git(*words: str) -> set[str]:
 
 
 def test_the_words_behind_the_target_are_run_there(carried: Path, tmp_path: Path):
-    # The wheels are two toys; this file's own command line is there, and needs nothing else.
+    # What the two toys lack comes from this Python's own packages, which stand behind the new environment's.
     done = there(carried, str(tmp_path / "bare"), "bench", "--device", "tpu")
     assert done.returncode == 1
     assert "there is no device 'tpu'; there are cpu and gpu" in " ".join(done.stderr.split())
