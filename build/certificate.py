@@ -13,7 +13,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ensemble.errors import LastrowError
+
 DAYS = 30
+
+
+class CertificateError(LastrowError):
+    """A file of TLS is missing."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,16 @@ class Files:
         return self.folder / f"{owner}.key"
 
     def arguments(self, mutual: bool) -> list[str]:
-        """tritonserver's arguments for gRPC; mutual: clients, too, have to show a certificate that `ca` signed."""
+        """tritonserver's arguments for gRPC; mutual: clients, too, have to show a certificate that `ca` signed.
+
+        Raises:
+            CertificateError: a file that the server would need is missing; it would say nothing and encrypt nothing.
+        """
+        for path in (self.certificate("server"), self.key("server"), self.ca):
+            if not path.is_file():
+                raise CertificateError(
+                    f"there is no {path}; put server.crt, server.key and ca.crt there, or try `make serve-tls`"
+                )
         return [
             "--grpc-use-ssl=true",
             *(["--grpc-use-ssl-mutual=true"] if mutual else []),

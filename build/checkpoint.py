@@ -228,7 +228,7 @@ def digest(path: Path) -> str:
     if path.is_dir():
         files = [weights_file(path), *(path / name for name in (PYKT, COLLECTION) if (path / name).is_file())]
     elif path.suffix == ".onnx":
-        files += sorted(file for file in path.parent.glob(f"{path.name}*") if file != path and file.is_file())
+        files += [file for file in _outside(path) if file.is_file()]
     total = hashlib.sha256()
     for file in files:
         try:
@@ -238,6 +238,19 @@ def digest(path: Path) -> str:
         except OSError as e:
             raise _unreadable(file, e) from e
     return total.hexdigest()
+
+
+def _outside(path: Path) -> list[Path]:
+    """The files that an ONNX file keeps weights in; none where it cannot be read, which its reader says."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        tensors = onnx.load(path, load_external_data=False).graph.initializer
+    except (OSError, DecodeError):
+        return []
+    entries = [entry for tensor in tensors for entry in tensor.external_data]
+    return sorted({path.parent / entry.value for entry in entries if entry.key == "location"})
 
 
 def _wanted(message: str) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from build.network import Network
 from build.reduce import narrow
-from build.reduce.shapes import open_session, save
+from build.reduce.shapes import load, open_session, save
 from ensemble.errors import LastrowError
 from ensemble.spec import OnnxNetwork, Spec
 
@@ -96,7 +95,7 @@ def _export(module: nn.Module, spec: Spec, dynamo: bool) -> ir.Model:
         with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
             file = Path(folder) / "model.onnx"
             torch.onnx.export(module, example, file, dynamo=False, dynamic_axes=shapes, **names)
-            return ir.from_proto(onnx.load(file))
+            return load(file)
     # An export leaves PyTorch 2.13 with cached kernels that unroll recurrent layers; the next export in this process would
     # find time fixed at the example's and fail.
     for layer in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
@@ -136,12 +135,10 @@ def adopt(path: Path, spec: Spec) -> Full:
 
     Raises:
         ExportError: it has not the inputs or the output that the spec's network names.
+        ReductionError: it cannot be read.
     """
     assert isinstance(spec.network, OnnxNetwork)
-    try:
-        model = ir.load(path)
-    except Exception as e:  # protobuf, file and external data errors have no common base
-        raise ExportError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
+    model = load(path)
     graph, tensors = model.graph, spec.tensors
     names = {
         spec.network.problem_ids: tensors.recent_problem_ids.name,

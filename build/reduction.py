@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 from rich.table import Table
 
 from build.progress import answers
 from build.reduce import Reduction, ReductionError, Select, reduce
-from build.reduce.shapes import open_session, save
+from build.reduce.shapes import load, open_session, save
 
 SIZES = ((1, 1), (2, 5), (3, 16), (4, 33))  # batch and time that the two models are compared at, where they are dynamic
 TOLERANCE = 1e-4  # of the largest value in the answer: sums of other shape round in other places
@@ -39,10 +38,7 @@ def reduce_file(
     """
     if select not in get_args(Select):
         raise ReductionError(f"--select {select}: allowed are {', '.join(get_args(Select))}")
-    try:
-        full = ir.load(path)
-    except Exception as e:  # protobuf, file and external data errors have no common base
-        raise ReductionError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
+    full = load(path)
     names = [str(value.name) for value in full.graph.outputs]
     reduction = reduce(full, select=cast(Select, select), time_axis=time_axis, output=output, window=window)
     progress(0.5, "compare")

@@ -218,6 +218,12 @@ class Client(_Protocol):
                 self._memory = SharedMemory(self._stub, self.spec)
             except grpc.RpcError as e:
                 self._channel.close()
+                if "restricted" in str(e.details()):
+                    raise UnavailableError(
+                        f"{url} keeps shared memory closed; serve with `make serve OPEN=shared-memory`, or leave "
+                        "shared_memory out",
+                        e.code().name,
+                    ) from e
                 self.fail(e)
 
     def __enter__(self) -> Client:

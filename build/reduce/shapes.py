@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -158,6 +159,18 @@ def times(a: Dim, b: Dim) -> Dim:
 def weights(model: ir.Model) -> int:
     """Bytes of the model's constants."""
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def load(path: Path) -> ir.Model:
+    """Read a model, with weights that lie beside its file.
+
+    Raises:
+        ReductionError: it cannot be read, or says that its weights lie elsewhere than in its own folder.
+    """
+    try:
+        return ir.from_proto(onnx.load(path))  # onnx_ir's own reader would follow any path that the file names
+    except Exception as e:  # protobuf, file and external data errors have no common base
+        raise ReductionError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from build import checkpoint, repository, workspace
-from build.checkpoint import CheckpointError
+from build.checkpoint import CheckpointError, digest
 from build.export import ExportError, export
 from build.parity import ParityError
-from ensemble.errors import SpecError
+from build.reduction import reduce_file
+from ensemble.errors import LastrowError, SpecError
 from ensemble.spec import Spec
 from tests import factories
 from tests.conftest import NETWORKS, resized, untrained
@@ -145,6 +146,41 @@ def test_an_onnx_file_is_served_without_python(spec, tmp_path, form):
     assert found.model.window == (24 if form == "fixed time" else 512)
     assert [value.type for value in core.get_inputs()] == ["tensor(int32)"] * 3
     assert len(core.get_outputs()[0].shape) == 2
+
+
+def test_weights_beside_an_onnx_file_are_read_and_watched(spec, tmp_path):
+    small = resized(spec, "gru", problems=40, window=32)
+    path = tmp_path / "model.onnx"
+    ir.save(export(untrained(small), small).model, path, external_data="weights.bin")
+    before = digest(path)
+    found, _ = built(path)
+    assert found.model.problems == 40
+    assert reduce_file(path, tmp_path / "reduced.onnx", "last", 1)[1] < 1e-5
+    with (tmp_path / "weights.bin").open("r+b") as weights:
+        weights.write(b"other")
+    assert digest(path) != before
+
+
+@pytest.mark.parametrize("elsewhere", ["above", "absolute", "link"])
+def test_weights_outside_an_onnx_files_folder_are_not_read(spec, tmp_path, elsewhere):
+    small = resized(spec, "gru", problems=40, window=32)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = folder / "model.onnx"
+    ir.save(export(untrained(small), small).model, path, external_data="weights.bin")
+    secret = (folder / "weights.bin").rename(tmp_path / "secret")
+    location = {"above": "../secret", "absolute": str(secret), "link": "weights.bin"}[elsewhere]
+    (folder / "weights.bin").symlink_to(secret)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(LastrowError, match=rf"cannot read {path}: .*(outside|absolute|symbolic)"):
+        built(path)
+    with pytest.raises(LastrowError, match=rf"cannot read {path}: .*(outside|absolute|symbolic)"):
+        reduce_file(path, tmp_path / "reduced.onnx", "last", 1)
+    assert not (tmp_path / "reduced.onnx").exists()
 
 
 def test_every_route_has_its_parity_checked(spec, tmp_path):

@@ -21,6 +21,7 @@ import triton_python_backend_utils as pb_utils
 PADDING = -1
 DRAIN = "LASTROW_DRAIN"
 PUBLISHED_EVERY_S = 1.0
+NOTES = 1 << 16
 LOGGED_A_SECOND = 5  # refusals, by one instance
 HISTORY_LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # upper ends of the histogram's buckets
 REASONS = ("shape", "problem_id", "response", "padding", "too_short", "too_long")
@@ -160,18 +161,20 @@ class Metrics:
 
     def __init__(self, window):
         self.window = window
-        self._lengths = collections.deque()
-        self._refusals = collections.deque()
+        # Far more than a second's requests: were the thread to end, its notes would still not fill the memory.
+        self._lengths = collections.deque(maxlen=NOTES)
+        self._refusals = collections.deque(maxlen=NOTES)
         self._stopping = threading.Event()
-        self._learners = _counter("lastrow_learners_total", "Learners of accepted requests")
-        self._truncated = _counter("lastrow_truncated_total", "Learners whose history is longer than the window")
-        self._cold = _counter("lastrow_cold_starts_total", "Learners without history")
+        self._families = []  # Triton drops a family's metrics with the last reference to the family
+        self._learners = self._counter("lastrow_learners_total", "Learners of accepted requests")
+        self._truncated = self._counter("lastrow_truncated_total", "Learners whose history is longer than the window")
+        self._cold = self._counter("lastrow_cold_starts_total", "Learners without history")
         name, text = "lastrow_history_length", "Interactions of the learners of accepted requests"
         ends = [*(str(end) for end in HISTORY_LENGTHS), "+Inf"]
-        self._buckets = _counters(f"{name}_bucket", text, "le", ends)
-        self._sum = _counter(f"{name}_sum", text)
-        self._count = _counter(f"{name}_count", text)
-        self._refused = _counters("lastrow_refusals_total", "Requests refused, by reason", "reason", REASONS)
+        self._buckets = self._counters(f"{name}_bucket", text, "le", ends)
+        self._sum = self._counter(f"{name}_sum", text)
+        self._count = self._counter(f"{name}_count", text)
+        self._refused = self._counters("lastrow_refusals_total", "Requests refused, by reason", "reason", REASONS)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -207,16 +210,14 @@ class Metrics:
         for reason, count in collections.Counter(self._refusals.popleft() for _ in range(len(self._refusals))).items():
             self._refused[reason].increment(count)
 
+    def _counters(self, name, description, label, values):
+        """One counter for each of a label's values, by value, all of them there from the start."""
+        family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+        self._families.append(family)
+        return {value: family.Metric(labels={label: value} if label else {}) for value in values}
 
-def _counters(name, description, label, values):
-    """One counter for each of a label's values, by value, all of them there from the start."""
-    family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
-    # A family is gone with the last reference to it: its metrics keep theirs.
-    return {value: family.Metric(labels={label: value} if label else {}) for value in values}
-
-
-def _counter(name, description):
-    return _counters(name, description, None, [""])[""]
+    def _counter(self, name, description):
+        return self._counters(name, description, None, [""])[""]
 
 
 class RefusalLog:
