@@ -34,6 +34,7 @@ CALLERS = 16  # that capacity is measured with
 STRANGERS = 64
 SHARE, BAD_SHARE = 0.7, 0.1
 REQUESTS_A_CONNECTION = 50
+FILLING = 10  # requests of every stranger before anything is measured
 SETTLED_S = 600.0  # until then buffers and caches may grow; a shorter soak takes a sixth of its time
 GROWTH_MB, SLOWER = 50.0, 1.5
 PARTS = 10
@@ -99,6 +100,10 @@ def soak(server: Server, spec: Spec, seconds: float, update: Callable[[float | N
     known = Known.ask(
         server.grpc_url, spec, [learner(length, seed, spec.model.problems) for seed, length in enumerate(LENGTHS)]
     )
+    update(None, "fill the largest batches")
+    with Traffic(server.grpc_url, spec, known, callers=STRANGERS) as traffic:
+        # A pause of the machine queues as much later on. What that allocates is allocated here, and is no leak.
+        traffic.wait_for(FILLING * STRANGERS)
     update(None, "measure the capacity")
     with Traffic(server.grpc_url, spec, known, callers=CALLERS) as traffic:
         traffic.wait_for(100)  # the first ones open connections

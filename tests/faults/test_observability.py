@@ -28,7 +28,7 @@ from tests.conftest import Served, learner
 from tests.faults.conftest import wait_until
 
 MONITORING = ROOT / "build" / "monitoring"
-PUBLISHED_WITHIN_S = 3.0  # the step hands its numbers over once a second
+PUBLISHED_AFTER_S, PUBLISHED_WITHIN_S = 1.5, 3.0  # the step hands its numbers over once a second
 FUNCTIONS = {"sum", "by", "rate", "histogram_quantile", "absent", "and", "or", "unless", "le"}
 SECONDS_OF_REFUSALS, LINES_A_SECOND = 3, 5
 Series = dict[str, list[dict[str, str]]]  # every metric's label sets
@@ -112,6 +112,12 @@ def send(observed: Observed, spec: Any, ids: list[list[int]], responses: list[li
     return ""
 
 
+def test_warming_up_is_nobodys_request(observed: Observed):
+    assert observed.value("nv_inference_request_success", model="preprocess") > 0
+    time.sleep(PUBLISHED_AFTER_S)
+    assert observed.value("lastrow_learners_total") == 0
+
+
 def test_what_was_sent_is_what_is_counted(observed: Observed, served: Served):
     spec = served.spec
     names = [
@@ -130,6 +136,7 @@ def test_what_was_sent_is_what_is_counted(observed: Observed, served: Served):
         }
         return found | {reason: observed.value("lastrow_refusals_total", reason=reason) for reason in reasons}
 
+    time.sleep(PUBLISHED_AFTER_S)  # whatever was asked before
     before = now()
     lengths = [0, 0, 3, 20, 512, 513, 700]
     with Client(observed.server.grpc_url, spec=spec) as client:
@@ -150,7 +157,7 @@ def test_what_was_sent_is_what_is_counted(observed: Observed, served: Served):
     wanted |= {"le 0": 2, "le 20": 5, "le 500": 5, "le +Inf": 8}
     wanted |= {reason: sum(each[0] == reason for each in refused) for reason in reasons}
     wait_until(lambda: now()["too_long"] > before["too_long"], PUBLISHED_WITHIN_S, "the last refusal is counted")
-    time.sleep(1.2)  # the other instance's turn
+    time.sleep(PUBLISHED_AFTER_S)  # the learners of other instances
     after = now()
     assert {key: after[key] - before[key] for key in wanted} == wanted
 

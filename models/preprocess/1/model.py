@@ -253,6 +253,7 @@ class TritonPythonModel:
         self.problems = int(parameters["problems"])
         self.shortest_history = int(parameters["shortest_history"])
         self.longest_history = int(parameters["longest_history"])
+        self.warming_up = len(config.get("model_warmup", []))  # requests of Triton's own, which nobody sent
         self.drain_file = os.environ.get(DRAIN)
         self.refusals = RefusalLog()
         try:
@@ -281,7 +282,9 @@ class TritonPythonModel:
             )
         except RefusedError as e:
             return self._refuse(request, e)
-        if self.metrics:
+        if self.warming_up:
+            self.warming_up -= 1
+        elif self.metrics:
             self.metrics.accepted(lengths)
         valid = np.minimum(lengths, self.widths[-1])
         width = narrowest(self.widths, valid.max())
