@@ -43,7 +43,7 @@ def test_the_default_spec_is_the_served_contract():
         (GRAPHS, 'device = "gpu"\ngraph_batch_sizes = [1]\n#', "reduce.length_aware = false, and model.buckets"),
         ('precision = "float32"', 'precision = "int8"', "export.precision = 'int8'"),
         ("[parity]", "[parity", "is not a TOML file"),
-        ("instances = 2", "instances = -1", "steps.preprocess.instances = -1"),
+        ("instances = 1", "instances = -1", "steps.preprocess.instances = -1"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, found: str, written: str, message: str):
