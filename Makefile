@@ -66,7 +66,7 @@ evaluate: $(SETUP) ## train on folds, score the last one offline and served [DAT
 	@$(BIN)/python -m build evaluate --data '$(DATA)' $(if $(LEARNERS),--learners '$(LEARNERS)') \
 		$(if $(MODELS),--networks '$(MODELS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SERVED),--served $(SERVED))
 
-precision: $(SETUP) ## AUC of the core in float32 and in float16, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA=]
+precision: $(SETUP) ## AUC of the core in float32, float16 and int8, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA=]
 	@$(BIN)/python -m build precision $(MODEL)
 
 repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu OUT=]

@@ -78,12 +78,11 @@ def check(
         Every stage's difference on every batch.
 
     Raises:
-        ParityError: one is above parity.max_abs_difference; for a core in half precision, its own.
+        ParityError: one is above parity.max_abs_difference; for a core in lower precision, its own.
     """
     reduced = spec.reduce.where == "core"
     onnx_full = ort.InferenceSession(str(full), providers=["CPUExecutionProvider"])
     onnx_core = open_core(core) if reduced else None
-    half = spec.export.precision == "float16"
     differences = []
     todo = batches(spec)
     for done, lengths in enumerate(todo):
@@ -92,8 +91,7 @@ def check(
         for stage, answer in _answers(model, onnx_full, onnx_core, lengths, spec, sigmoid):
             difference = Difference(stage, lengths, float(np.abs(answer - reference).max()))
             differences.append(difference)
-            key = "float16_max_abs_difference" if half and stage.startswith(CORE) else "max_abs_difference"
-            allowed = getattr(spec.parity, key)
+            key, allowed = spec.parity.of_core(spec.export.precision if stage.startswith(CORE) else "float32")
             if not difference.value <= allowed:  # a NaN fails too
                 ahead = (
                     ". Does the model look ahead (a bidirectional layer, attention without a causal mask)? Then padding "
@@ -101,7 +99,7 @@ def check(
                 )
                 raise ParityError(
                     f"{stage} parts from {name} by {difference.value:.2e} at lengths {list(lengths)}; allowed is "
-                    f"{allowed:.0e} (parity.{key}). Nothing was written"
+                    f"{allowed:.0e} ({key}). Nothing was written"
                     f"{ahead if stage.startswith('ONNX full') else ''}"
                 )
     return differences

@@ -1,7 +1,9 @@
-"""The core in half precision, and what that costs in accuracy.
+"""The core in lower precision, and what that costs in accuracy.
 
-float16 are weights and arithmetic. float32 stay both ends, a recurrent layer's state (it is fed back hundreds of times), and
-what sums or exponentiates: softmax, normalisation, reductions.
+float16, for GPUs: weights and arithmetic. float32 stay both ends, a recurrent layer's state (it is fed back hundreds of
+times), and what sums or exponentiates: softmax, normalisation, reductions.
+
+int8, for CPUs: weights of LSTMs and of products, and what is multiplied with them. The rest stays float32.
 """
 
 from __future__ import annotations
@@ -10,18 +12,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime.quantization as quantization
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from build.parity import open_core, probabilities
 from build.reduce.rules import RECURRENT
-from build.reduce.shapes import save
+from build.reduce.shapes import PROTOBUF_LIMIT, load, save, weights
 from build.training import auc
 from ensemble.errors import LastrowError
 from ensemble.history import History
-from ensemble.spec import Spec
+from ensemble.spec import Precision, Spec
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST = float(np.finfo(np.float16).max)
@@ -46,21 +50,69 @@ REDUCTIONS = (
     "Log",
 )
 FLOAT32 = {*RECURRENT, *NORMALISATIONS, *REDUCTIONS, "BatchNormalization", "Range", "Resize"}
+QUANTISED = ("LSTM", "MatMul", "Gemm")
+# What ONNX Runtime's quantiser looks for before it asks for its own optimisations, which the export has done.
+READY = {"onnx.quant.pre_process": "onnxruntime.quant"}
 BATCH = 32
 
 
 class PrecisionError(LastrowError):
-    """The core cannot be brought to half precision."""
+    """The core cannot be brought to this precision."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """AUC of the same predictions from the core in float32 and in float16; largest difference of a probability."""
+    """What a precision costs: AUC of the same predictions as from float32; largest difference of a probability from it."""
 
     predictions: int
-    float32_auc: float
-    float16_auc: float
+    auc: float
     largest_difference: float
+
+
+def lower(model: ir.Model, precision: Precision) -> ir.Model:
+    """The model in this precision, inputs and outputs as they are; it may be changed in place.
+
+    Raises:
+        PrecisionError: it has what cannot be brought to it.
+    """
+    return {"float32": lambda core: core, "float16": halve, "int8": quantise}[precision](model)
+
+
+def quantise(model: ir.Model) -> ir.Model:
+    """The model with the weights of its LSTMs and products in 8 bits, a scale each, by ONNX Runtime's own quantiser.
+
+    What they are multiplied with gets its scale while it runs, one for the whole batch: a learner's answer depends, within
+    the tolerance, on who else is in it.
+
+    Raises:
+        PrecisionError: none of them has weights to quantise, or the quantiser fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
+        single, eighth = Path(folder) / "single.onnx", Path(folder) / "eighth.onnx"
+        before = dict(model.metadata_props)
+        model.metadata_props.update(READY)
+        save(model, single)
+        try:
+            quantization.quantize_dynamic(
+                single,
+                eighth,
+                op_types_to_quantize=list(QUANTISED),
+                weight_type=quantization.QuantType.QInt8,
+                use_external_data_format=weights(model) > PROTOBUF_LIMIT,
+            )
+        except Exception as e:  # it raises whatever its Python comes upon
+            raise PrecisionError(
+                f'ONNX Runtime cannot quantise the core: {str(e).splitlines()[0]}; set export.precision = "float32"'
+            ) from e
+        quantised = load(eighth)
+    if not any(v.dtype == ir.DataType.INT8 for v in quantised.graph.initializers.values()):
+        raise PrecisionError(
+            f"the core has no {', '.join(QUANTISED[:-1])} or {QUANTISED[-1]} with weights to quantise; "
+            'set export.precision = "float32"'
+        )
+    quantised.metadata_props.clear()
+    quantised.metadata_props.update(before)
+    return quantised
 
 
 def halve(model: ir.Model) -> ir.Model:
@@ -153,8 +205,8 @@ def cost(
     histories: Sequence[History],
     sample: int,
     progress: Callable[[float, str], None] = lambda *_: None,
-) -> Cost:
-    """Predict responses of learners by the core in both precisions, on the CPU.
+) -> dict[Precision, Cost]:
+    """Predict responses of learners by the core in each precision, on the CPU.
 
     Args:
         histories: of learners that the model has not seen.
@@ -169,15 +221,19 @@ def cost(
     drawn = np.random.default_rng(0).choice(len(pairs), min(sample, len(pairs)), replace=False)
     chosen = sorted((pairs[n] for n in drawn), key=lambda pair: pair[1])  # learners of like history in a batch
     labels = np.array([histories[number].responses[position] for number, position in chosen])
-    answers = []
+    answers: dict[Precision, np.ndarray] = {}
+    precisions: tuple[Precision, ...] = get_args(Precision)
     with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
-        for part, made in enumerate((lambda core: core, halve)):
-            path = Path(folder) / f"{part}.onnx"
-            save(made(cut(full.model.clone(), spec)), path)
-            progress(part / 2, ("float32", "float16")[part])
-            answers.append(_predict(path, spec, histories, chosen))
-    single, half = answers
-    return Cost(len(labels), auc(labels, single), auc(labels, half), float(np.abs(single - half).max()))
+        for part, precision in enumerate(precisions):
+            progress(part / len(precisions), precision)
+            path = Path(folder) / f"{precision}.onnx"
+            save(lower(cut(full.model.clone(), spec), precision), path)
+            answers[precision] = _predict(path, spec, histories, chosen)
+    single = answers["float32"]
+    return {
+        precision: Cost(len(labels), auc(labels, answer), float(np.abs(answer - single).max()))
+        for precision, answer in answers.items()
+    }
 
 
 def _predict(core: Path, spec: Spec, histories: Sequence[History], chosen: Sequence[tuple[int, int]]) -> np.ndarray:

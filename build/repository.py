@@ -122,7 +122,7 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
     from build import checkpoint as checkpoints
     from build import parity
     from build.export import adopt, export, widen
-    from build.precision import halve
+    from build.precision import lower
     from build.progress import bar
     from build.reduce.shapes import save
 
@@ -133,7 +133,7 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
         save(full.model, full_file)
         update(0.7, "reduce")
         core = cut(full.model, spec) if spec.reduce.where == "core" else full.model.clone()
-        core = widen(halve(core) if spec.export.precision == "float16" else core, spec)
+        core = widen(lower(core, spec.export.precision), spec)
         save(core, core_file)
     with bar("parity") as update:
         differences = parity.check(model, full_file, core_file, spec, full.sigmoid, update)

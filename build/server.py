@@ -37,7 +37,8 @@ PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}  # tritonse
 LOOPBACK = "127.0.0.1"
 KILLED_WITHIN_S = 5.0
 BURIED_WITHIN_S = 1.0  # a stub that a starting server ended itself is gone by then
-NO_CAUSE = r'^E.*"CudaDriverHelper has not been initialized."$'  # an error only to servers that have a GPU
+# Errors only to servers that have a GPU.
+NO_CAUSE = r'^E.*"(CudaDriverHelper has not been initialized\.|unable to create stream for .*CUDA driver version.*)"$'
 REGION = r"/dev/shm/triton_\S+_shm_region_[\w-]+"  # noqa: S108 where Triton puts what it shares with a stub
 
 

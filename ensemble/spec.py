@@ -23,6 +23,7 @@ INTEGERS = ("INT32", "INT64")
 INTEGER_ROLES = ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
 COUNTS = ("lengths", "next_problem_ids")
 # A tensor or model name ends up in file names, URLs and protobuf text: keep it to what is safe in all three.
+Precision = Literal["float32", "float16", "int8"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -117,11 +118,12 @@ class Reduce(_Table):
 class Export(_Table):
     """ONNX export. 18 is the oldest opset that PyTorch's exporter emits, and so what the most servers read.
 
-    precision: of the core's weights and arithmetic. "float16" keeps float32 where it matters, and at both ends.
+    precision: of the core's weights and arithmetic. "float16" keeps float32 where it matters, and at both ends; "int8"
+        takes LSTMs and products alone.
     """
 
     opset: Annotated[int, Field(ge=18, le=21)] = 18
-    precision: Literal["float32", "float16"] = "float32"
+    precision: Precision = "float32"
 
 
 class NextProblems(_Table):
@@ -134,11 +136,17 @@ class NextProblems(_Table):
 class Parity(_Table):
     """The largest absolute difference of two stages' probabilities that still counts as the same answer.
 
-    float16_max_abs_difference: the same, of a core in half precision.
+    float16_max_abs_difference, int8_max_abs_difference: the same, of a core in this precision.
     """
 
     max_abs_difference: Annotated[float, Field(gt=0)]
     float16_max_abs_difference: Annotated[float, Field(gt=0)] = 5e-3
+    int8_max_abs_difference: Annotated[float, Field(gt=0)] = 2e-2
+
+    def of_core(self, precision: Precision) -> tuple[str, float]:
+        """The key that a core of this precision is held to, and its value."""
+        key = "max_abs_difference" if precision == "float32" else f"{precision}_max_abs_difference"
+        return f"parity.{key}", getattr(self, key)
 
 
 class Batching(_Table):
@@ -277,11 +285,12 @@ class Spec(_Table):
         return self
 
     @model_validator(mode="after")
-    def _half_precision_is_a_gpus(self) -> Spec:
-        if self.export.precision == "float16" and (self.steps.core.device, self.reduce.where) != ("gpu", "core"):
+    def _precision_suits_the_device(self) -> Spec:
+        device = {"float16": "gpu", "int8": "cpu"}.get(self.export.precision)
+        if device is not None and (self.steps.core.device, self.reduce.where) != (device, "core"):
             raise ValueError(
-                'export.precision = "float16" is of use on a GPU, for a core that answers one row: set steps.core.device = '
-                '"gpu" and reduce.where = "core", or precision = "float32"'
+                f'export.precision = "{self.export.precision}" is of use on a {device.upper()}, for a core that answers one '
+                f'row: set steps.core.device = "{device}" and reduce.where = "core", or precision = "float32"'
             )
         return self
 

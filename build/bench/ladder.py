@@ -19,7 +19,7 @@ from build.bench import contest, load, machine
 from build.bench.caller import Caller, answers_of, connect, full_windows
 from build.bench.cell import Cell
 from build.bench.local import BATCHES, Local, LocalError
-from build.bench.rung import NAIVE, Rung, Variant, build, candidates, names, on_a_gpu, variants
+from build.bench.rung import NAIVE, Rung, Variant, build, candidates, changed, names, on_a_gpu, variants
 from build.interactions import read_folds
 from build.parity import probabilities
 from build.server import Server
@@ -95,7 +95,8 @@ class Climb:
             if "tuned" in wanted:
                 progress(None, "tune instances and threads")
                 made["tuned"] = Variant(self._tune(progress))
-            made |= on_a_gpu(made.get("tuned", made["length"]).spec)
+            below = made.get("tuned", made["length"]).spec
+            made |= on_a_gpu(below) | {"int8": Variant(changed(below, export__precision="int8"))}
             for name in wanted:
                 progress(None, f"build and start: {name}")
                 repository = build(made[name], self.workspace.checkpoint, self.folder / name)
@@ -311,12 +312,10 @@ def save(report: dict[str, Any], path: Path) -> None:
 
 def tolerance(spec: Spec) -> tuple[str, float]:
     """Which key says how far a served answer may be from the core's on the CPU, and how far that is."""
-    if spec.export.precision == "float16":
-        return "parity.float16_max_abs_difference", spec.parity.float16_max_abs_difference
-    own = spec.parity.max_abs_difference
+    key, own = spec.parity.of_core(spec.export.precision)
     if spec.steps.core.device == "gpu" and own < GPU_DIFFERENCE:
         return "a GPU adds up in another order", GPU_DIFFERENCE
-    return "parity.max_abs_difference", own
+    return key, own
 
 
 def _possible(rung: Rung, workspace: Workspace, device: str | None) -> Rung:

@@ -102,12 +102,19 @@ class Figures:
         mix = self.cell(top["name"], "mix")
         if mix and eager:
             found[f"real lengths: {label} over local PyTorch padded to the window"] = mix["p50_ms"] / eager["p50_ms"]
+        eighth = self.cell("int8")
+        if eighth and eager:
+            found["int8 over local PyTorch"] = eighth["p50_ms"] / eager["p50_ms"]
         found |= self.on_a_gpu()
         best = self.best_batch()
-        for name, who in (("tuned", "one learner a request"), ("learners a request", "8 learners a request")):
+        for name, who in (
+            ("tuned", "one learner a request"),
+            ("learners a request", "8 learners a request"),
+            ("int8", "one learner a request, int8"),
+        ):
             busy = self.cell(name, concurrency=self.busiest)
             if best and busy and self.busiest != "1":
-                found[f"{self.busiest} callers, {who}: throughput over ONNX Runtime's best batch"] = (
+                found[f"{self.busiest} callers, {who}: throughput over ONNX Runtime's best batch (float32)"] = (
                     busy["throughput"] / best[1]
                 )
         return found

@@ -107,6 +107,7 @@ RUNGS = (
     Rung("11f", "GPU: core, whole width", "recurrent layers run to the end of the width", "gpu-onnxruntime", "whole"),
     Rung("11f", "GPU: core, CUDA graphs", "the same, captured", "gpu-onnxruntime", "graphs"),
     Rung("11f", "GPU: core, half precision", "the same in float16", "gpu-onnxruntime", "half"),
+    Rung("12", "int8", "as rung 8; weights of LSTM and products in 8 bits: answers are a little off", None, "int8"),
     Rung(FLOOR, "core over gRPC", "no Python steps: what the ensemble adds is above this", None, "tuned", part="core"),
     Rung(FLOOR, "ONNX Runtime in process", "no server: what serving adds is above this", local="onnxruntime"),
 )
@@ -129,7 +130,7 @@ def select(text: str | None) -> list[Rung]:
             wanted.add(word.strip())
     unknown = sorted(wanted - {rung.number for rung in RUNGS} - {_whole(rung) for rung in RUNGS})
     if unknown:
-        raise RungError(f"there is no rung {', '.join(unknown)}; there are 0 to 11 and {FLOOR}")
+        raise RungError(f"there is no rung {', '.join(unknown)}; there are 0 to 12 and {FLOOR}")
     return [rung for rung in RUNGS if {rung.number, _whole(rung)} & wanted]
 
 
@@ -214,6 +215,7 @@ def candidates(spec: Spec, quick: bool) -> list[Spec]:
             steps__core__queue_delay_us=0,
             steps__preprocess__instances=steps,
             steps__postprocess__instances=steps,
+            export__precision="float32",
         )
         for count in shares
         for steps in ((1,) if quick else (1, 2))

@@ -62,6 +62,10 @@ class Supervised:
         except OSError:
             return False
 
+    def said(self, words: str) -> int:
+        """How often its log has them."""
+        return self.log.read_text(encoding="utf-8", errors="replace").count(words)
+
     def read_metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as answer:
             return answer.read().decode()

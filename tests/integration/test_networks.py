@@ -13,6 +13,7 @@ import torch
 import tritonclient.grpc as grpcclient
 
 from build import checkpoint, repository, workspace
+from build.bench import rung
 from build.export import export
 from build.server import Server
 from ensemble.client import Client
@@ -24,9 +25,20 @@ from tests.integration.test_cli import run
 PROBLEMS, WINDOW = 40, 32
 
 
-@pytest.mark.parametrize(("network", "buckets"), [("gru", ()), ("transformer", (8, 16, 32))])
-def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets):
+@pytest.mark.parametrize(
+    ("network", "buckets", "precision"),
+    [
+        ("gru", (), "float32"),
+        ("transformer", (8, 16, 32), "float32"),
+        ("dkt", (), "int8"),
+        ("transformer", (8, 32), "int8"),
+    ],
+)
+def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets, precision):
     small = resized(spec, network, problems=PROBLEMS, window=WINDOW, buckets=buckets)
+    # Of a dozen numbers in 8 bits each counts, more than of the hundreds that a model has.
+    small = rung.changed(small, export__precision=precision, parity__int8_max_abs_difference=5e-2)
+    _, allowed = small.parity.of_core(precision)
     model = untrained(small)
     checkpoint.save(model, tmp_path / "model.pt")
     built = repository.build(small, tmp_path / "model.pt", tmp_path / "models")
@@ -42,7 +54,7 @@ def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets):
         alone = [list(pool.map(client.predict, histories)) for _ in range(3)]
         for n, history in enumerate(histories):
             for answer in (together[n], *(answers[n] for answers in alone)):
-                assert np.abs(answer.probabilities - answer_of(model, history, WINDOW)).max() < 1e-5
+                assert np.abs(answer.probabilities - answer_of(model, history, WINDOW)).max() < allowed
 
 
 def test_requests_of_one_width_share_a_batch(spec, tmp_path):

@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [
-        (None, ["0", *map(str, range(1, 11)), "11a", "11b", "11c", "11d", "11e", "11f", "floor"]),
+        (None, ["0", *map(str, range(1, 11)), "11a", "11b", "11c", "11d", "11e", "11f", "12", "floor"]),
         ("11", ["11a", "11b", "11c", "11d", "11e", "11f"]),
         ("11c,floor", ["11c", "floor"]),
         ("1", ["1"]),
@@ -40,9 +40,9 @@ def test_rungs_are_selected_by_number(text: str | None, numbers: list[str]):
     assert list(dict.fromkeys(r.number for r in rung.select(text))) == numbers
 
 
-@pytest.mark.parametrize("text", ["12", "naive", "1-", "", "3-12"])
+@pytest.mark.parametrize("text", ["13", "naive", "1-", "", "3-13"])
 def test_a_rung_that_is_not_there_is_named(text: str):
-    with pytest.raises(rung.RungError, match="there are 0 to 11 and floor"):
+    with pytest.raises(rung.RungError, match="there are 0 to 12 and floor"):
         rung.select(text)
 
 

@@ -1,6 +1,8 @@
-"""Half precision: what stays in float32, how far the answers part, and what it costs."""
+"""Lower precision: what stays in float32, how far the answers part, and what it costs."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import onnx_ir as ir
@@ -8,18 +10,20 @@ import pytest
 import torch
 
 from build import checkpoint, parity, repository
+from build.bench import rung
 from build.export import export
 from build.network import create
 from build.parity import open_core, probabilities, windows
-from build.precision import FLOAT32, HALF, PrecisionError, cost, halve
+from build.precision import FLOAT32, HALF, PrecisionError, cost, halve, lower, quantise
 from build.reduce.shapes import save
 from build.simulation import simulate
 from build.workspace import NETWORKS as DEFAULTS
 from ensemble.errors import SpecError
-from ensemble.spec import Spec
+from ensemble.spec import DEFAULT_SPEC, Spec
 from tests.conftest import NETWORKS, resized, untrained
 
-FLOAT16_TOLERANCE, FLOAT32_TOLERANCE = 5e-3, 1e-4
+FLOAT16_TOLERANCE, FLOAT32_TOLERANCE, INT8_TOLERANCE = 5e-3, 1e-4, 2e-2
+SMALL_INT8_TOLERANCE = 5e-2  # of a dozen numbers in 8 bits each counts
 
 
 def of_default_size(spec: Spec, network: str) -> Spec:
@@ -37,6 +41,11 @@ def on_a_gpu(spec: Spec, whole: bool = False) -> Spec:
     return Spec.model_validate(table)
 
 
+def in_int8(spec: Spec, network: str = "dkt") -> Spec:
+    small = resized(spec, network, problems=40, window=32)
+    return rung.changed(small, export__precision="int8", parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE)
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["length-aware", "whole window"])
 @pytest.mark.parametrize("size", ["small", "default"])
 @pytest.mark.parametrize("network", NETWORKS)
@@ -47,20 +56,26 @@ def test_the_answers_are_those_of_pytorch_in_float64(spec, network, size, whole,
     full = export(model, wanted).model
     core = repository.cut(full, wanted)
     save(core, tmp_path / "single.onnx")
-    save(halve(core), tmp_path / "half.onnx")
+    save(lower(core.clone(), "int8"), tmp_path / "eighth.onnx")
+    save(lower(core, "float16"), tmp_path / "half.onnx")
     window = wanted.model.window
     ids, responses, lengths = windows((0, 1, 2, window // 2, window), wanted)
     model.double()
     with torch.inference_mode():
         exact = probabilities(model.last(*(torch.from_numpy(x) for x in (ids, responses, lengths))).numpy())
     feeds = {"recent_problem_ids": ids, "recent_responses": responses, "lengths": lengths}
-    for name, tolerance in (("single", FLOAT32_TOLERANCE), ("half", FLOAT16_TOLERANCE)):
+    for name, tolerance in (
+        ("single", FLOAT32_TOLERANCE),
+        ("half", FLOAT16_TOLERANCE),
+        ("eighth", SMALL_INT8_TOLERANCE if size == "small" else INT8_TOLERANCE),
+    ):
         (logits,) = open_core(tmp_path / f"{name}.onnx").run(["logits"], feeds)
         assert (logits.dtype, logits.shape) == (np.float32, (5, wanted.model.problems))
         assert np.abs(probabilities(logits) - exact).max() < tolerance
-    half, single = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("half", "single"))
-    if size == "default":  # all but a recurrent layer's weights
-        assert half < 0.6 * single
+    half, eighth, single = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("half", "eighth", "single"))
+    if size == "default":
+        assert half < 0.6 * single  # all but a recurrent layer's weights
+        assert eighth < 0.8 * single  # all but tables and a GRU's weights
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -113,17 +128,66 @@ def test_the_gate_holds_a_half_core_to_its_own_tolerance(spec, tmp_path):
         repository.build(strict, tmp_path / "model.pt", tmp_path / "strict")
 
 
-def test_half_precision_is_a_gpus(spec, tmp_path):
-    from ensemble.spec import DEFAULT_SPEC
-
-    text = DEFAULT_SPEC.read_text(encoding="utf-8").replace('precision = "float32"', 'precision = "float16"')
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"precision = ": "float16"}, 'steps.core.device = "gpu" and reduce.where = "core"'),
+        ({"precision = ": "int8", "device = ": "gpu"}, 'steps.core.device = "cpu" and reduce.where = "core"'),
+        ({"precision = ": "int8", "where = ": "postprocess"}, 'steps.core.device = "cpu" and reduce.where = "core"'),
+    ],
+)
+def test_a_precision_belongs_to_a_device_and_to_a_core_of_one_row(changes, remedy, tmp_path):
+    text = DEFAULT_SPEC.read_text(encoding="utf-8")
+    for key, value in changes.items():
+        text = re.sub(f'^{key}"[a-z0-9]+"', f'{key}"{value}"', text, flags=re.MULTILINE)
     (tmp_path / "spec.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(SpecError, match=r'set steps\.core\.device = "gpu"'):
+    with pytest.raises(SpecError, match=re.escape(f"set {remedy}, or precision")):
         Spec.read(tmp_path / "spec.toml")
 
 
+@pytest.mark.parametrize(
+    ("network", "kept", "quantised"),
+    [
+        ("dkt", set(), {"DynamicQuantizeLSTM", "MatMulInteger"}),
+        ("gru", {"GRU"}, {"MatMulInteger"}),
+        ("transformer", {"Softmax", "LayerNormalization"}, {"MatMulInteger"}),
+    ],
+)
+def test_int8_is_for_lstms_and_for_products_with_weights(spec, network, kept, quantised):
+    wanted = in_int8(spec, network)
+    core = repository.cut(export(untrained(wanted), wanted).model, wanted)
+    core.metadata_props["own"] = "kept"
+    names = [value.name for value in [*core.graph.inputs, *core.graph.outputs]]
+    made = quantise(core)
+    operators = {node.op_type for node in made.graph}
+    assert kept | quantised <= operators
+    assert not operators & {"LSTM", "Gemm"}
+    assert [value.name for value in [*made.graph.inputs, *made.graph.outputs]] == names
+    assert dict(made.metadata_props) == {"own": "kept"}
+
+
+def test_a_core_without_products_is_not_called_quantised():
+    x = ir.Value(name="x", shape=ir.Shape([4]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Neg", [x])
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", x.type, x.shape
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18}, name="g")
+    with pytest.raises(PrecisionError, match=r"no LSTM, MatMul or Gemm with weights .*export.precision = .float32"):
+        quantise(ir.Model(graph, ir_version=8))
+
+
+def test_the_gate_holds_an_int8_core_to_its_own_tolerance(spec, tmp_path, capfd):
+    wanted = in_int8(spec)
+    checkpoint.save(untrained(wanted), tmp_path / "model.pt")
+    built = repository.build(wanted, tmp_path / "model.pt", tmp_path / "models")
+    assert wanted.parity.max_abs_difference < built.parity < wanted.parity.int8_max_abs_difference
+    assert "pre-processing" not in capfd.readouterr().err
+    strict = rung.changed(wanted, parity__int8_max_abs_difference=1e-6)
+    with pytest.raises(parity.ParityError, match=r"ONNX core .*allowed is 1e-06 \(parity.int8_max_abs_difference\)"):
+        repository.build(strict, tmp_path / "model.pt", tmp_path / "strict")
+
+
 @pytest.mark.parametrize("network", NETWORKS)
-def test_half_precision_costs_next_to_no_auc(spec, network, tmp_path):
+def test_a_lower_precision_costs_next_to_no_auc(spec, network, tmp_path):
     small = resized(spec, network, problems=140, window=64)
     from build.training import split, train
 
@@ -131,6 +195,7 @@ def test_half_precision_costs_next_to_no_auc(spec, network, tmp_path):
     model, _ = train(training, test, small, budget_s=5.0)
     checkpoint.save(model, tmp_path / "model.pt")
     found = cost(small, tmp_path / "model.pt", test, 500)
-    assert found.float32_auc > 0.55  # it has learned something that could be lost
-    assert abs(found.float16_auc - found.float32_auc) < 2e-3
-    assert 0 < found.largest_difference < FLOAT16_TOLERANCE
+    assert found["float32"].auc > 0.55  # it has learned something that could be lost
+    for precision, tolerance in (("float16", FLOAT16_TOLERANCE), ("int8", INT8_TOLERANCE)):
+        assert abs(found[precision].auc - found["float32"].auc) < 2e-3
+        assert 0 < found[precision].largest_difference < tolerance

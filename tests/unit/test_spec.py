@@ -41,7 +41,7 @@ def test_the_default_spec_is_the_served_contract():
         ('accelerator = "cuda"', 'accelerator = "tensorrt"', 'are a GPU\'s; set device = "gpu"'),
         (GRAPHS, 'device = "gpu"\ngraph_batch_sizes = [2, 1]\n#', "graph_batch_sizes are [2, 1]; they have to rise"),
         (GRAPHS, 'device = "gpu"\ngraph_batch_sizes = [1]\n#', "reduce.length_aware = false, and model.buckets"),
-        ('precision = "float32"', 'precision = "int8"', "export.precision = 'int8'"),
+        ('precision = "float32"', 'precision = "int4"', "export.precision = 'int4'"),
         ("[parity]", "[parity", "is not a TOML file"),
         ("instances = 1", "instances = -1", "steps.preprocess.instances = -1"),
     ],

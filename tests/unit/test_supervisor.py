@@ -68,14 +68,3 @@ def test_a_repository_that_would_never_finish_loading(tmp_path: Path):
     check_repository(tmp_path)
     (tmp_path / "step" / "config.pbtxt").write_text('platform: "ensemble"')
     check_repository(tmp_path)
-
-
-def test_why_models_did_not_load():
-    log = """E1124 04:34:32.255836 13846 server.cc:241] "CudaDriverHelper has not been initialized."
-E1124 04:34:33.000000 13846 model_lifecycle.cc:654] "failed to load 'core' version 1: no such file"
-I1124 04:34:33.000000 13846 server.cc:674] "nothing"
-error: creating server: Internal - failed to load all models
-"""
-    said = "failed to load 'core' version 1: no such file creating server: Internal - failed to load all models"
-    assert server.failures(log) == said
-    assert server.failures("") == "It gave no reason."
