@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,8 @@ def table(report: dict[str, Any]) -> Table:
     shown.add_column("change")
     for column in _columns(figures)[2:]:
         shown.add_column(column, justify="right")
-    for rung in report["rungs"]:
-        shown.add_row(*_row(figures, rung))
+    for row in _rows(figures):
+        shown.add_row(*row)
     return shown
 
 
@@ -217,7 +218,7 @@ def section(report: dict[str, Any], picture: str) -> str:
     """The README's section in Markdown."""
     figures = Figures(report)
     rows = [f"| {' | '.join(_columns(figures))} |", "|---|---" + "|--:" * (len(_columns(figures)) - 2) + "|"]
-    rows += [f"| {' | '.join(_row(figures, rung))} |" for rung in report["rungs"]]
+    rows += [f"| {' | '.join(row)} |" for row in _rows(figures)]
     model, settings = report["model"], report["settings"]
     told = [
         f"{model['network']}, {model['problems']:,} problems, history of {figures.full}; the mix is {model['learners']} "
@@ -255,6 +256,18 @@ def _columns(figures: Figures) -> list[str]:
     return ["rung", "change", "p50 ms", "p95", "95 % interval", "of local", "on the wire", "mix p50", busiest]
 
 
+def _rows(figures: Figures) -> list[list[str]]:
+    """The table: a row a rung, and one for neighbours that were skipped for one reason."""
+    rows = []
+    for reason, neighbours in groupby(figures.report["rungs"], key=lambda rung: rung["skipped"]):
+        rungs = list(neighbours)
+        if reason and len(rungs) > 1:
+            rows.append(_row(figures, {**rungs[0], "number": f"{_title(rungs[0])} to {_title(rungs[-1])}", "name": ""}))
+        else:
+            rows += [_row(figures, rung) for rung in rungs]
+    return rows
+
+
 def _row(figures: Figures, rung: dict[str, Any]) -> list[str]:
     """A rung's cells of the table; empty where it was not measured."""
     one = figures.cell(rung["name"])
@@ -277,7 +290,7 @@ def _row(figures: Figures, rung: dict[str, Any]) -> list[str]:
 
 
 def _title(rung: dict[str, Any]) -> str:
-    return f"{rung['number']} {rung['name']}" if rung["number"] != "floor" else f"floor: {rung['name']}"
+    return f"{rung['number']} {rung['name']}".rstrip() if rung["number"] != "floor" else f"floor: {rung['name']}"
 
 
 def _size(count: float | None) -> str:

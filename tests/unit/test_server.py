@@ -72,7 +72,7 @@ def test_a_taken_port_is_named():
 def test_why_models_did_not_load():
     log = """E1124 04:34:32.255836 13846 server.cc:241] "CudaDriverHelper has not been initialized."
 E1124 04:34:33.000000 13846 model_lifecycle.cc:654] "failed to load 'core' version 1: no such file"
-E1124 04:34:33.100000 13846 ensemble_scheduler.cc:1468] "unable to create stream for own: CUDA driver version is insufficient"
+E1124 04:34:33.100000 13846 ensemble_scheduler.cc:1468] "unable to create stream for e: CUDA driver version is insufficient"
 I1124 04:34:33.000000 13846 server.cc:674] "nothing"
 error: creating server: Internal - failed to load all models
 """
