@@ -186,7 +186,7 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
         1, 2, figsize=(12, 0.42 * len(rungs) + 1.6), sharey=True, layout="constrained", width_ratios=(2, 3)
     )
     small = [v for r, v in zip(rungs, values, strict=True) if r["number"] not in ("0", "1", "2", "3")]
-    limits = (max(values) * 1.15, max(small or values) * 1.25)
+    limits = (max(values) * 1.25, max(small or values) * 1.25)
     for panel, limit in zip(panels, limits, strict=True):
         for row, (rung, p50) in enumerate(zip(rungs, values, strict=True)):
             parts = rung["loads"][figures.full]["1"].get("parts_ms")
