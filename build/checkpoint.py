@@ -319,7 +319,7 @@ def _describe_onnx(path: Path) -> dict[str, dict[str, Any]]:
         )
     model: dict[str, Any] = {"problems": sizes[0], "cold_start": False}
     if dims[0][1]:
-        model["window"] = dims[0][1]
+        model |= {"window": dims[0][1], "buckets": []}
     names = {"problem_ids": fit[0].name, "responses": fit[1].name, "output": outputs[0].name}
     return {"model": model, "network": {"type": "onnx", **names}}
 

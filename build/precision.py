@@ -82,7 +82,8 @@ def quantise(model: ir.Model) -> ir.Model:
     """The model with the weights of its LSTMs and products in 8 bits, a scale each, by ONNX Runtime's own quantiser.
 
     What they are multiplied with gets its scale while it runs, one for the whole batch: a learner's answer depends, within
-    the tolerance, on who else is in it.
+    the tolerance, on who else is in it. An LSTM may not be told of lengths (the spec insists): ONNX Runtime 1.31's takes
+    into that scale what lies in memory where a short history has ended.
 
     Raises:
         PrecisionError: none of them has weights to quantise, or the quantiser fails.
@@ -227,7 +228,9 @@ def cost(
         for part, precision in enumerate(precisions):
             progress(part / len(precisions), precision)
             path = Path(folder) / f"{precision}.onnx"
-            save(lower(cut(full.model.clone(), spec), precision), path)
+            reduce = spec.reduce.model_copy(update={"length_aware": spec.reduce.length_aware and precision != "int8"})
+            core = cut(full.model.clone(), spec.model_copy(update={"reduce": reduce}))
+            save(lower(core, precision), path)
             answers[precision] = _predict(path, spec, histories, chosen)
     single = answers["float32"]
     return {

@@ -285,7 +285,12 @@ class Spec(_Table):
         return self
 
     @model_validator(mode="after")
-    def _precision_suits_the_device(self) -> Spec:
+    def _precision_suits_device_and_core(self) -> Spec:
+        if self.export.precision == "int8" and self.reduce.length_aware:
+            raise ValueError(
+                "an LSTM in 8 bits that is told of lengths scales by what lies in memory behind the short ones, and "
+                'answers at random: set reduce.length_aware = false, or export.precision = "float32"'
+            )
         device = {"float16": "gpu", "int8": "cpu"}.get(self.export.precision)
         if device is not None and (self.steps.core.device, self.reduce.where) != (device, "core"):
             raise ValueError(

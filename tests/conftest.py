@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def resized(spec: Spec, network: str = "dkt", **model: object) -> Spec:
     """The spec with other dimensions, and a network small enough for a test."""
     return spec.model_copy(
-        update={"model": spec.model.model_copy(update=model), "network": NETWORKS[network]},
+        update={"model": spec.model.model_copy(update={"buckets": (), **model}), "network": NETWORKS[network]},
     )
 
 

@@ -19,7 +19,7 @@ from build.bench import contest, load, machine
 from build.bench.caller import Caller, answers_of, connect, full_windows
 from build.bench.cell import Cell
 from build.bench.local import BATCHES, Local, LocalError
-from build.bench.rung import NAIVE, Rung, Variant, build, candidates, changed, names, on_a_gpu, variants
+from build.bench.rung import NAIVE, Rung, Variant, build, candidates, in_int8, names, on_a_gpu, variants
 from build.interactions import read_folds
 from build.parity import probabilities
 from build.server import Server
@@ -95,8 +95,8 @@ class Climb:
             if "tuned" in wanted:
                 progress(None, "tune instances and threads")
                 made["tuned"] = Variant(self._tune(progress))
-            below = made.get("tuned", made["length"]).spec
-            made |= on_a_gpu(below) | {"int8": Variant(changed(below, export__precision="int8"))}
+            below = made.get("tuned", made["widths"]).spec
+            made |= on_a_gpu(below) | {"int8": in_int8(below)}
             for name in wanted:
                 progress(None, f"build and start: {name}")
                 repository = build(made[name], self.workspace.checkpoint, self.folder / name)
@@ -106,7 +106,7 @@ class Climb:
                 self._servers[name], self._specs[name] = server, made[name].spec
                 self._statistics[name] = grpcclient.InferenceServerClient(server.grpc_url)
                 stack.callback(self._statistics[name].close)
-            core = build(made["length"], self.workspace.checkpoint, self.folder / "length")
+            core = build(made["widths"], self.workspace.checkpoint, self.folder / "widths")
             for rung in [rung for rung in self.rungs if rung.local]:
                 assert rung.local is not None
                 progress(None, f"start: {rung.name}")

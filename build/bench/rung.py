@@ -21,7 +21,7 @@ from ensemble.spec import Spec
 NAIVE = "naive"  # the model of the first rungs' repositories
 LONG_DELAY_US, SHORT_DELAY_US = 100_000, 100
 FLOOR = "floor"
-WIDTHS = (64, 128, 256)  # of a core on a GPU that has none of its own
+WIDTHS = (64, 128, 256)  # of a core that computes them whole, where the spec has none
 GRAPH_BATCH_SIZES = (1, 2, 4, 8)
 
 Transport = Literal["http", "grpc", "shared memory"]
@@ -75,7 +75,8 @@ RUNGS = (
     Rung("4", "row before the head", "the ONNX core computes the head for that row alone", None, "head", "http"),
     Rung("5", "gRPC", "in place of HTTP", None, "head"),
     Rung("6", "INT32", "in place of INT64", None, "int32"),
-    Rung("7", "length-aware core", "it stops where the history does", None, "length"),
+    Rung("7a", "length-aware core", "it stops where the history does", None, "length"),
+    Rung("7b", "widths", "a batch has one width: short histories do not wait for long ones", None, "widths"),
     Rung("8", "tuned", "instances and threads chosen for this machine, no queue delay", None, "tuned"),
     Rung(
         "9",
@@ -107,7 +108,7 @@ RUNGS = (
     Rung("11f", "GPU: core, whole width", "recurrent layers run to the end of the width", "gpu-onnxruntime", "whole"),
     Rung("11f", "GPU: core, CUDA graphs", "the same, captured", "gpu-onnxruntime", "graphs"),
     Rung("11f", "GPU: core, half precision", "the same in float16", "gpu-onnxruntime", "half"),
-    Rung("12", "int8", "as rung 8; weights of LSTM and products in 8 bits: answers are a little off", None, "int8"),
+    Rung("12", "int8", "as rung 8, in whole widths; LSTM and products in 8 bits: answers a little off", None, "int8"),
     Rung(FLOOR, "core over gRPC", "no Python steps: what the ensemble adds is above this", None, "tuned", part="core"),
     Rung(FLOOR, "ONNX Runtime in process", "no server: what serving adds is above this", local="onnxruntime"),
 )
@@ -135,7 +136,7 @@ def select(text: str | None) -> list[Rung]:
 
 
 def _whole(rung: Rung) -> str:
-    """11 for 11a to 11f."""
+    """11 for 11a to 11f, 7 for 7a and 7b."""
     return rung.number.rstrip("abcdef") if rung.number != FLOOR else FLOOR
 
 
@@ -154,7 +155,7 @@ def changed(spec: Spec, **values: object) -> Spec:
 def variants(spec: Spec) -> dict[str, Variant]:
     """The repositories of rungs 1 to 7; the spec is the served one's. Rung 8's comes from measuring."""
     plain = {"instances": 1}
-    length = changed(
+    widths = changed(
         spec,
         steps__preprocess=plain,
         steps__postprocess=plain,
@@ -163,7 +164,8 @@ def variants(spec: Spec) -> dict[str, Variant]:
         export__precision="float32",
         reduce__length_aware=True,
     )
-    int32 = changed(length, reduce__length_aware=False, model__buckets=())
+    length = changed(widths, model__buckets=())
+    int32 = changed(length, reduce__length_aware=False)
     wide = {
         f"tensors__{name}__dtype": "INT64"
         for name in ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
@@ -177,6 +179,7 @@ def variants(spec: Spec) -> dict[str, Variant]:
         "head": Variant(head),
         "int32": Variant(int32),
         "length": Variant(length),
+        "widths": Variant(widths),
     }
 
 
@@ -188,9 +191,7 @@ def on_a_gpu(spec: Spec) -> dict[str, Variant]:
     """
     core = {"instances": 1, "device": "gpu"}
     bound = changed(spec, steps__core=core, reduce__length_aware=True, export__precision="float32")
-    window = spec.model.window
-    widths = spec.model.buckets or (*(width for width in WIDTHS if width < window), window)
-    whole = changed(bound, reduce__length_aware=False, model__buckets=widths)
+    whole = in_whole_widths(bound)
     graphs = changed(whole, steps__core={**core, "graph_batch_sizes": GRAPH_BATCH_SIZES})
     return {
         "cuda": Variant(changed(bound, steps__core={**core, "io_binding": False})),
@@ -201,12 +202,24 @@ def on_a_gpu(spec: Spec) -> dict[str, Variant]:
     }
 
 
+def in_int8(spec: Spec) -> Variant:
+    """The repository of rung 12; the spec is that of rung 8."""
+    return Variant(changed(in_whole_widths(spec), export__precision="int8"))
+
+
+def in_whole_widths(spec: Spec) -> Spec:
+    """The spec with a core that computes the whole width, and widths that make it less for a short history."""
+    window = spec.model.window
+    widths = spec.model.buckets or (*(width for width in WIDTHS if width < window), window)
+    return changed(spec, reduce__length_aware=False, model__buckets=widths)
+
+
 def candidates(spec: Spec, quick: bool) -> list[Spec]:
     """Instances and threads that are worth a try here: the cores shared out to 1, 2, ... sessions, steps once and twice."""
     cores = len(os.sched_getaffinity(0))
     shares = [count for count in (1, 2, 4, 8) if cores % count == 0]
     if spec.steps.core.device == "gpu":
-        spec = variants(spec)["length"].spec
+        spec = variants(spec)["widths"].spec
     return [
         changed(
             spec,

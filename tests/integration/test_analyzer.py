@@ -38,7 +38,7 @@ def workspace(small_checkpoint: Path, tmp_path: Path) -> Workspace:
     """A small model, as somebody's first attempt would serve it: 100 ms delay, one instance of everything."""
     document = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
     changes = {
-        "model": {"problems": 40, "window": 32},
+        "model": {"problems": 40, "window": 32, "buckets": []},
         "network": {"embedding": 8, "hidden": 12},
     }
     for table, values in changes.items():

@@ -193,7 +193,7 @@ def test_a_budget_is_kept(spec: Spec):
 def workspace(small_spec: Spec, small_checkpoint: Path, tmp_path: Path) -> Workspace:
     spec_file = tmp_path / "spec.toml"
     document = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
-    document["model"].update(problems=40, window=32)  # type: ignore[union-attr]
+    document["model"].update(problems=40, window=32, buckets=[])  # type: ignore[union-attr]
     document["network"].update(embedding=8, hidden=12)  # type: ignore[union-attr]
     spec_file.write_text(tomlkit.dumps(document), encoding="utf-8")
     return Workspace(Spec.read(spec_file), spec_file, small_checkpoint, tmp_path / "models")
