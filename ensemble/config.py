@@ -214,7 +214,8 @@ def _parameters(config: ModelConfig, **values: object) -> None:
 
 def _warmup(spec: Spec, config: ModelConfig) -> None:
     """A full window of every width: memory arenas, thread pools and code paths are warm before the first request."""
-    for width in spec.model.widths:
+    varies = any(-1 in tensor.dims for tensor in config.input)
+    for width in spec.model.widths if varies else spec.model.widths[-1:]:
         sample = config.model_warmup.add(name=f"window_{width}", batch_size=1)
         for tensor in config.input:
             data = sample.inputs[tensor.name]

@@ -69,6 +69,7 @@ def test_buckets_leave_the_cores_width_open_and_warm_every_one(spec):
         assert [list(tensor.dims) for tensor in tensors] == [[-1], [-1]]
     warmed = [list(s.inputs["recent_problem_ids"].dims) for s in configs["core"].model_warmup]
     assert warmed == [[64], [512]]
+    assert [s.name for s in configs["postprocess"].model_warmup] == ["window_512"]  # what it gets has one width
     files = config.files(spec.model_copy(update={"model": model}))
     assert files["core/warmup/length_64"] == (64).to_bytes(4, "little")
 
