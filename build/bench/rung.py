@@ -21,7 +21,7 @@ from ensemble.spec import Spec
 NAIVE = "naive"  # the model of the first rungs' repositories
 LONG_DELAY_US, SHORT_DELAY_US = 100_000, 100
 FLOOR = "floor"
-WIDTHS = (64, 128, 256)  # of a core that computes them whole, where the spec has none
+WIDTHS = (64, 128, 256)  # of a core that computes them whole, beside the spec's own
 GRAPH_BATCH_SIZES = (1, 2, 4, 8)
 
 Transport = Literal["http", "grpc", "shared memory"]
@@ -209,9 +209,8 @@ def in_int8(spec: Spec) -> Variant:
 
 def in_whole_widths(spec: Spec) -> Spec:
     """The spec with a core that computes the whole width, and widths that make it less for a short history."""
-    window = spec.model.window
-    widths = spec.model.buckets or (*(width for width in WIDTHS if width < window), window)
-    return changed(spec, reduce__length_aware=False, model__buckets=widths)
+    widths = {*spec.model.widths, *(width for width in WIDTHS if width < spec.model.window)}
+    return changed(spec, reduce__length_aware=False, model__buckets=sorted(widths))
 
 
 def candidates(spec: Spec, quick: bool) -> list[Spec]:
