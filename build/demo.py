@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from build.network import Network
-from build.parity import probabilities
+from build.parity import probabilities, tolerance
 from build.progress import answers, bar
 from build.server import Server
 from build.workspace import Workspace
@@ -69,10 +69,9 @@ def demonstrate(workspace: Workspace, model: Network, histories: list[History]) 
                 rows.append(measure(client, model, history, workspace.spec))
     show(rows, workspace.spec)
     worst = max(row.difference for row in rows)
-    if not worst <= workspace.spec.parity.max_abs_difference:
-        raise LastrowError(
-            f"a served answer is {worst:.1e} off PyTorch's; allowed is {workspace.spec.parity.max_abs_difference:.0e}"
-        )
+    key, allowed = tolerance(workspace.spec)
+    if not worst <= allowed:
+        raise LastrowError(f"a served answer is {worst:.1e} off PyTorch's; allowed is {allowed:.0e} ({key})")
     return rows
 
 

@@ -18,6 +18,7 @@ from ensemble.spec import Spec
 Array = np.ndarray
 INTEGERS = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}  # by ONNX Runtime's names
 REFERENCE, CUT, CORE = "PyTorch full forward", "PyTorch cut", "ONNX core"
+GPU_DIFFERENCE = 1e-4  # of probabilities in float32 from those of the CPU
 
 
 class ParityError(LastrowError):
@@ -103,6 +104,14 @@ def check(
                     f"{ahead if stage.startswith('ONNX full') else ''}"
                 )
     return differences
+
+
+def tolerance(spec: Spec) -> tuple[str, float]:
+    """Which key says how far a served answer may be from PyTorch's, or from the core's on the CPU, and how far that is."""
+    key, own = spec.parity.of_core(spec.export.precision)
+    if spec.steps.core.device == "gpu" and own < GPU_DIFFERENCE:
+        return "a GPU adds up in another order", GPU_DIFFERENCE
+    return key, own
 
 
 def open_core(path: Path) -> ort.InferenceSession:

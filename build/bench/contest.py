@@ -16,6 +16,7 @@ from build.bench import load, statistic
 from build.bench.caller import EnsembleClient, answers_of
 from build.bench.cell import Cell
 from build.bench.rung import Variant, build
+from build.parity import tolerance
 from build.server import Server
 from ensemble import config
 from ensemble.errors import LastrowError
@@ -124,12 +125,12 @@ def _lend(lender: Path, folder: Path) -> None:
 
 
 def _check(caller: EnsembleClient, core: Path, spec: Spec, learners: Sequence[History]) -> None:
-    allowed = spec.parity.max_abs_difference
+    key, allowed = tolerance(spec)
     for history, answer in zip(learners, answers_of(core, spec, learners), strict=True):
         (served,) = caller.ask([history])
         difference = float(np.abs(served - answer).max())
         if not difference <= allowed:
             raise ContestError(
                 f"served with {setting(spec)}, the answer is {difference:.1e} off ONNX Runtime's; allowed is {allowed:.0e} "
-                "(parity.max_abs_difference)"
+                f"({key})"
             )

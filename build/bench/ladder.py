@@ -21,7 +21,8 @@ from build.bench.cell import Cell
 from build.bench.local import BATCHES, Local, LocalError
 from build.bench.rung import NAIVE, Rung, Variant, build, candidates, in_int8, names, on_a_gpu, variants
 from build.interactions import read_folds
-from build.parity import probabilities
+from build.parity import ParityError, probabilities, tolerance
+from build.precision import PrecisionError
 from build.server import Server
 from build.workspace import Workspace
 from ensemble import config
@@ -32,7 +33,6 @@ from ensemble.spec import Spec
 MIX = "mix"
 MIXED = 64  # learners that are drawn for the mix of lengths
 TUNING_ROUNDS = 3
-GPU_DIFFERENCE = 1e-4  # of probabilities in float32 from those of the CPU
 Progress = Callable[[float | None, str], None]
 
 
@@ -99,7 +99,13 @@ class Climb:
             made |= on_a_gpu(below) | {"int8": in_int8(below)}
             for name in wanted:
                 progress(None, f"build and start: {name}")
-                repository = build(made[name], self.workspace.checkpoint, self.folder / name)
+                try:
+                    repository = build(made[name], self.workspace.checkpoint, self.folder / name)
+                except (ParityError, PrecisionError) as e:
+                    if made[name].spec.export.precision == "float32":
+                        raise
+                    self.rungs = [replace(r, skipped=str(e)) if r.variant == name else r for r in self.rungs]
+                    continue
                 log = self.folder / f"{name}.log"
                 server = stack.enter_context(Server(repository, log=log, waiting=lambda: progress(None, "")))
                 stack.callback(server.wake)  # only who is awake can be told to end
@@ -308,14 +314,6 @@ def save(report: dict[str, Any], path: Path) -> None:
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     aside.replace(path)
-
-
-def tolerance(spec: Spec) -> tuple[str, float]:
-    """Which key says how far a served answer may be from the core's on the CPU, and how far that is."""
-    key, own = spec.parity.of_core(spec.export.precision)
-    if spec.steps.core.device == "gpu" and own < GPU_DIFFERENCE:
-        return "a GPU adds up in another order", GPU_DIFFERENCE
-    return key, own
 
 
 def _possible(rung: Rung, workspace: Workspace, device: str | None) -> Rung:

@@ -28,6 +28,7 @@ from rich.table import Table
 from build import ROOT
 from build.bench import load, machine, statistic
 from build.bench.caller import TIMEOUT_S, Caller, EnsembleClient, answers_of, full_windows
+from build.parity import tolerance
 from build.server import LOOPBACK, Server, free_ports
 from ensemble.errors import LastrowError
 from ensemble.history import History
@@ -180,7 +181,7 @@ def compare(
                     entry.starts_s.append(started_s)
                     for encoding, connect in connections.items():
                         to = entry.measured.setdefault(encoding, Measured())
-                        _measure(to, connect, learners, expected, turn_s, spec.parity.max_abs_difference)
+                        _measure(to, connect, learners, expected, turn_s, tolerance(spec)[1])
                     entry.memory_mb.append(_memory(pid))
             except (LastrowError, OSError, http.client.HTTPException, grpcclient.InferenceServerException) as e:
                 entry.error = str(e)

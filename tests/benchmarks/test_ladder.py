@@ -18,6 +18,7 @@ SHORT = ladder.Settings(rounds=2, turn_s=0.05, concurrencies=(1, 4), tuning_s=0.
 @pytest.fixture(scope="module")
 def climbed(small_spec: Spec, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("ladder")
+    small_spec = rung.changed(small_spec, parity__int8_max_abs_difference=5e-2)  # of a dozen numbers each counts
     spec_file = folder / "spec.toml"
     text = ladder_spec(small_spec)
     spec_file.write_text(text, encoding="utf-8")
@@ -28,6 +29,18 @@ def climbed(small_spec: Spec, small_checkpoint: Path, tmp_path_factory: pytest.T
         climb.climb(lambda *_: None)
     ladder.save(climb.report(), folder / "ladder.json")
     return json.loads((folder / "ladder.json").read_text())
+
+
+def test_a_precision_that_a_model_does_not_bear_is_a_rung_skipped_by_name(small_spec, small_checkpoint, tmp_path):
+    strict = rung.changed(small_spec, parity__int8_max_abs_difference=1e-7)
+    (tmp_path / "spec.toml").write_text(ladder_spec(strict), encoding="utf-8")
+    workspace = Workspace(strict, tmp_path / "spec.toml", small_checkpoint, tmp_path / "models", learners=40)
+    climb = ladder.Climb(workspace, rung.select("12"), SHORT, tmp_path)
+    with climb.ready(lambda *_: None):
+        climb.climb(lambda *_: None)
+    (found,) = climb.report()["rungs"]
+    assert "allowed is 1e-07 (parity.int8_max_abs_difference)" in found["skipped"]
+    assert found["loads"] == {}
 
 
 def ladder_spec(spec: Spec) -> str:
