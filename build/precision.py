@@ -82,8 +82,8 @@ def quantise(model: ir.Model) -> ir.Model:
     """The model with the weights of its LSTMs and products in 8 bits, a scale each, by ONNX Runtime's own quantiser.
 
     What they are multiplied with gets its scale while it runs, one for the whole batch: a learner's answer depends, within
-    the tolerance, on who else is in it. An LSTM may not be told of lengths (the spec insists): ONNX Runtime 1.31's takes
-    into that scale what lies in memory where a short history has ended.
+    the tolerance, on who else is in it. An LSTM may not be told of lengths (the spec insists): ONNX Runtime 1.31's then
+    answers the same batch of unequal histories otherwise from one run to the next.
 
     Raises:
         PrecisionError: none of them has weights to quantise, or the quantiser fails.

@@ -288,8 +288,8 @@ class Spec(_Table):
     def _precision_suits_device_and_core(self) -> Spec:
         if self.export.precision == "int8" and self.reduce.length_aware:
             raise ValueError(
-                "an LSTM in 8 bits that is told of lengths scales by what lies in memory behind the short ones, and "
-                'answers at random: set reduce.length_aware = false, or export.precision = "float32"'
+                "ONNX Runtime's LSTM in 8 bits, told of lengths, answers the same batch otherwise from one run to the next: "
+                'set reduce.length_aware = false, or export.precision = "float32"'
             )
         device = {"float16": "gpu", "int8": "cpu"}.get(self.export.precision)
         if device is not None and (self.steps.core.device, self.reduce.where) != (device, "core"):
