@@ -31,6 +31,9 @@ Message = service_pb2.ModelInferRequest
 ENVELOPE = 64 * 1024  # bytes of a message beside its tensors
 DEFAULT_URL = "127.0.0.1:8001"
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 1.0
+# How a server that stops refuses what it has not begun with, before its connections close: gRPC cancels what it had not
+# handed on (its issue 41785), and Triton does not find a model that it has taken down already.
+STOPPING = {"CANCELLED": "", "NOT_FOUND": "has no available versions"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class _Protocol:
         self.spec = spec or Spec.read()
         self.deadline_s = deadline_s
         self.retries = retries
+        self._closed = False  # by another thread, perhaps, while a call is under way
         self._credentials = _credentials(tls)
         self._limits = _limits(self.spec)
         tensors = self.spec.tensors
@@ -152,7 +156,7 @@ class _Protocol:
         status, text = error.code().name, error.details()
         first = request.first if request else 0
         named = f" (request {request.message.id})" if request else ""
-        if status == "UNAVAILABLE":
+        if _unavailable(error):
             raise UnavailableError(f"{self.url} is not available: {text}{named}", status) from error
         if status == "DEADLINE_EXCEEDED":
             raise DeadlineExceededError(f"{self.url} did not answer in time: {text}{named}", status) from error
@@ -164,10 +168,10 @@ class _Protocol:
     def retry_after(self, error: grpc.RpcError, tries: int, deadline: float, request: _Request | None = None) -> float:
         """Seconds to wait before the next try; raises the error where there is none.
 
-        Only UNAVAILABLE is tried again: the server has not begun with such a request. The waits double and are
-        spread at random, so that clients of a server that returns do not all come at once.
+        Only what the server has not begun with is tried again, and not by a client closed meanwhile. The waits double
+        and are spread at random, so that clients of a server that returns do not all come at once.
         """
-        if error.code() is not grpc.StatusCode.UNAVAILABLE or tries > self.retries:
+        if not _unavailable(error) or tries > self.retries or self._closed:
             self.fail(error, request)
         wait = min(FIRST_BACKOFF_S * 2 ** (tries - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         if time.monotonic() + wait >= deadline:
@@ -236,6 +240,7 @@ class Client(_Protocol):
 
     def close(self) -> None:
         """Close the channel."""
+        self._closed = True
         try:
             if self._memory is not None:
                 self._memory.close()
@@ -337,6 +342,7 @@ class AsyncClient(_Protocol):
 
     async def close(self) -> None:
         """Close the channel."""
+        self._closed = True
         await self._channel.close()
 
     @overload
@@ -392,6 +398,12 @@ class AsyncClient(_Protocol):
                 return await self._stub.ModelInfer(request.message, timeout=max(deadline - time.monotonic(), 1e-3))
             except grpc.RpcError as e:
                 await asyncio.sleep(self.retry_after(e, tries, deadline, request))
+
+
+def _unavailable(error: grpc.RpcError) -> bool:
+    """Whether the server has not begun with the request, and another try may find it, or another server, ready."""
+    status = error.code().name
+    return status == "UNAVAILABLE" or (status in STOPPING and STOPPING[status] in error.details())
 
 
 def _limits(spec: Spec) -> list[tuple[str, int]]:

@@ -33,7 +33,7 @@ STEPS = ("preprocess", "core", "postprocess")
 BURST, BURST_S = 1000, 2.0
 ASKED_EVERY = 20
 # What a step may keep waiting, where its refusals are looked for; the first step is a hundred times faster than the core.
-QUEUES, OTHER_QUEUES = {"preprocess": 1, "core": 4, "postprocess": 4}, 16
+QUEUES, OTHER_QUEUES = {"preprocess": 1, "core": 4, "postprocess": 1}, 16
 REFUSED_WITHIN_S, SERVED_WITHIN_S = 0.05, 5.0
 GONE = 200
 GROWTH_MB = 50.0
@@ -97,7 +97,9 @@ def test_a_burst_is_served_or_refused_at_once(served: Served, known: Known, tmp_
     repository = changed(served, tmp_path / "models", **limits)
     with Server(repository, log=tmp_path / "log") as server:
         before = entered(server)
-        outcomes, live_s = asyncio.run(burst(server.grpc_url, served.spec, known))
+        # Short histories are quick in the core: more of them at a time reach the step behind it.
+        longest = 20 if step == "postprocess" else None
+        outcomes, live_s = asyncio.run(burst(server.grpc_url, served.spec, known, longest))
         answered = sum(o.status == "OK" for o in outcomes)
         # A step counts a batch only after its answers have gone out.
         wait_until(
@@ -109,7 +111,7 @@ def test_a_burst_is_served_or_refused_at_once(served: Served, known: Known, tmp_
         refused = [o for o in outcomes if o.status == "UNAVAILABLE"]
         quickly, alive = (float(np.percentile(s, 95)) for s in ([o.took_s for o in refused], live_s))
         print(
-            f"{step}: {len(served_s)} in at most {max(served_s):.2f} s, {len(refused)} refused, 95 % in {quickly:.3f} s, "
+            f"{step}: {len(served_s)} in at most {max(served_s):.2f} s, refused by {refused_by}, 95 % in {quickly:.3f} s, "
             f"asked whether it lives {alive:.3f} s"
         )
         assert len(served_s) + len(refused) == len(outcomes) == BURST
@@ -127,7 +129,7 @@ def test_a_burst_is_served_or_refused_at_once(served: Served, known: Known, tmp_
         still_answers(server, served.spec, known)
 
 
-async def burst(url: str, spec: Spec, known: Known) -> tuple[list[Outcome], list[float]]:
+async def burst(url: str, spec: Spec, known: Known, longest: int | None = None) -> tuple[list[Outcome], list[float]]:
     """All of them in two seconds, several times what two cores serve.
 
     Returns:
@@ -137,10 +139,11 @@ async def burst(url: str, spec: Spec, known: Known) -> tuple[list[Outcome], list
         AsyncClient(url, spec=spec, retries=0, deadline_s=60) as client,
         grpcclient.InferenceServerClient(url) as live,
     ):
+        histories = [h for h in known.histories if longest is None or len(h.problem_ids) <= longest]
         tasks, questions = [], []
         begun = time.monotonic()
-        for number, i in enumerate(np.random.default_rng(0).integers(0, len(known.histories), BURST)):
-            tasks.append(asyncio.create_task(ask(client, known.histories[i], known)))
+        for number, i in enumerate(np.random.default_rng(0).integers(0, len(histories), BURST)):
+            tasks.append(asyncio.create_task(ask(client, histories[i], known)))
             if number % ASKED_EVERY == 0:
                 questions.append(asyncio.create_task(seconds_to_say(live)))
             await asyncio.sleep(begun + number / BURST * BURST_S - time.monotonic())

@@ -1,5 +1,7 @@
 """The client without a server: refusals before sending, retries that end, and errors that say why."""
 
+import concurrent.futures
+import socket
 import subprocess
 import sys
 import time
@@ -45,28 +47,45 @@ async def test_asyncio_is_no_different(nowhere):
 
 
 @pytest.mark.parametrize(
-    ("status", "error"),
+    ("status", "details", "error"),
     [
-        ("UNAVAILABLE", UnavailableError),
-        ("INVALID_ARGUMENT", InvalidRequestError),
-        ("DEADLINE_EXCEEDED", DeadlineExceededError),
-        ("INTERNAL", ServingError),
+        ("UNAVAILABLE", "", UnavailableError),
+        ("CANCELLED", "", UnavailableError),
+        ("NOT_FOUND", "'knowledge_tracing' has no available versions", UnavailableError),
+        ("NOT_FOUND", "'knowledge_tracing' is not found", ServingError),
+        ("INVALID_ARGUMENT", "", InvalidRequestError),
+        ("DEADLINE_EXCEEDED", "", DeadlineExceededError),
+        ("INTERNAL", "", ServingError),
     ],
 )
-def test_errors_by_status(nowhere, status, error):
+def test_errors_by_status(nowhere, status, details, error):
     with Client(nowhere, retries=5) as client:
         found = grpc.aio.AioRpcError(
-            grpc.StatusCode[status], grpc.aio.Metadata(), grpc.aio.Metadata(), details="it says why"
+            grpc.StatusCode[status], grpc.aio.Metadata(), grpc.aio.Metadata(), details=f"it says why {details}"
         )
         with pytest.raises(error, match="it says why") as raised:
             client.fail(found)
+        assert type(raised.value) is error
         assert raised.value.status == status
-        if status == "UNAVAILABLE":
+        if error is UnavailableError:
             waits = [client.retry_after(found, tries, time.monotonic() + 60) for tries in range(1, 6)]
             assert all(0.025 * 2**n <= wait <= 0.05 * 2**n for n, wait in enumerate(waits))
         else:
             with pytest.raises(error):  # at once, without a wait
                 client.retry_after(found, 1, time.monotonic() + 60)
+
+
+def test_a_client_closed_meanwhile_is_named_and_does_not_try_again(nowhere):
+    """A server that never answers: the call is under way when another thread closes its client."""
+    with socket.create_server(("127.0.0.1", int(nowhere.rpartition(":")[2]))):
+        client = Client(nowhere, deadline_s=20)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            call = pool.submit(client.predict, HISTORY)
+            time.sleep(0.2)
+            assert call.running()
+            client.close()
+            with pytest.raises(UnavailableError, match="Channel closed"):
+                call.result(5)
 
 
 def test_missing_certificates_are_named(tmp_path: Path):
