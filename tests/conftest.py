@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import tomlkit
 import torch
 
 from build import ROOT, checkpoint, repository
@@ -20,7 +22,7 @@ from build.parity import probabilities
 from build.server import Server
 from ensemble.client import Client
 from ensemble.history import History
-from ensemble.spec import RecurrentNetwork, Spec, TransformerNetwork
+from ensemble.spec import DEFAULT_SPEC, RecurrentNetwork, Spec, TransformerNetwork
 
 # Every reference architecture, small enough for a test.
 NETWORKS: dict[str, RecurrentNetwork | TransformerNetwork] = {
@@ -43,6 +45,14 @@ def resized(spec: Spec, network: str = "dkt", **model: object) -> Spec:
     return spec.model_copy(
         update={"model": spec.model.model_copy(update={"buckets": (), **model}), "network": NETWORKS[network]},
     )
+
+
+def small_document() -> dict[str, Any]:
+    """The default spec as a document that keeps its comments, with the dimensions of `small_spec`."""
+    document: dict[str, Any] = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
+    document["model"].update(problems=40, window=32, buckets=[])
+    document["network"].update(embedding=8, hidden=12)
+    return document
 
 
 def untrained(spec: Spec, seed: int = 0) -> Network:

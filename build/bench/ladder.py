@@ -113,7 +113,7 @@ class Climb:
                 self._statistics[name] = grpcclient.InferenceServerClient(server.grpc_url)
                 stack.callback(self._statistics[name].close)
             core = build(made["widths"], self.workspace.checkpoint, self.folder / "widths")
-            for rung in [rung for rung in self.rungs if rung.local]:
+            for rung in [rung for rung in self.rungs if rung.local and rung.skipped is None]:
                 assert rung.local is not None
                 progress(None, f"start: {rung.name}")
                 spec_file, repository = self.workspace.spec_file, core

@@ -261,8 +261,9 @@ def _rows(figures: Figures) -> list[list[str]]:
     rows = []
     for reason, neighbours in groupby(figures.report["rungs"], key=lambda rung: rung["skipped"]):
         rungs = list(neighbours)
-        if reason and len(rungs) > 1:
-            rows.append(_row(figures, {**rungs[0], "number": f"{_title(rungs[0])} to {_title(rungs[-1])}", "name": ""}))
+        if reason:
+            titles = dict.fromkeys((_title(rungs[0]), _title(rungs[-1])))
+            rows.append([" to ".join(titles), f"skipped: {reason}", *_empty(figures)])
         else:
             rows += [_row(figures, rung) for rung in rungs]
     return rows
@@ -272,8 +273,7 @@ def _row(figures: Figures, rung: dict[str, Any]) -> list[str]:
     """A rung's cells of the table; empty where it was not measured."""
     one = figures.cell(rung["name"])
     if one is None:
-        reason = f"skipped: {rung['skipped']}" if rung["skipped"] else rung["change"]
-        return [_title(rung), reason, *([""] * (len(_columns(figures)) - 2))]
+        return [_title(rung), rung["change"], *_empty(figures)]
     eager = figures.cell("PyTorch eager")
     mix, busiest = figures.cell(rung["name"], "mix"), figures.cell(rung["name"], None, figures.busiest)
     return [
@@ -289,8 +289,13 @@ def _row(figures: Figures, rung: dict[str, Any]) -> list[str]:
     ]
 
 
+def _empty(figures: Figures) -> list[str]:
+    """Cells without figures, for all columns behind the first two."""
+    return [""] * (len(_columns(figures)) - 2)
+
+
 def _title(rung: dict[str, Any]) -> str:
-    return f"{rung['number']} {rung['name']}".rstrip() if rung["number"] != "floor" else f"floor: {rung['name']}"
+    return f"{rung['number']} {rung['name']}" if rung["number"] != "floor" else f"floor: {rung['name']}"
 
 
 def _size(count: float | None) -> str:

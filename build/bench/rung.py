@@ -208,9 +208,15 @@ def in_int8(spec: Spec) -> Variant:
 
 
 def in_whole_widths(spec: Spec) -> Spec:
-    """The spec with a core that computes the whole width, and widths that make it less for a short history."""
+    """The spec with a core that computes the whole width, and widths that make it less for a short history.
+
+    A spec without buckets keeps its one width: an ONNX file of a fixed time axis takes no other.
+    """
+    whole = changed(spec, reduce__length_aware=False)
+    if not spec.model.buckets:
+        return whole
     widths = {*spec.model.widths, *(width for width in WIDTHS if width < spec.model.window)}
-    return changed(spec, reduce__length_aware=False, model__buckets=sorted(widths))
+    return changed(whole, model__buckets=sorted(widths))
 
 
 def candidates(spec: Spec, quick: bool) -> list[Spec]:

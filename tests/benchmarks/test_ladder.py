@@ -6,12 +6,16 @@ import itertools
 import json
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
+import tomlkit
 import torch
 
 from build.bench import ladder, report, rung
-from build.workspace import Workspace
+from build.export import export
+from build.workspace import Workspace, open_workspace
 from ensemble.spec import Spec
+from tests.conftest import resized, untrained
 
 SHORT = ladder.Settings(rounds=2, turn_s=0.05, concurrencies=(1, 4), tuning_s=0.05)
 
@@ -44,9 +48,21 @@ def test_a_precision_that_a_model_does_not_bear_is_a_rung_skipped_by_name(small_
     assert found["loads"] == {}
 
 
-def ladder_spec(spec: Spec) -> str:
-    import tomlkit
+def test_a_file_of_a_fixed_time_axis_has_one_width_on_every_rung(spec: Spec, tmp_path: Path):
+    small = resized(spec, problems=40, window=96)  # longer than the shortest width that rungs of whole widths add
+    model = export(untrained(small), small).model
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        value.shape = ir.Shape(["batch", 96, *value.shape.dims[2:]])
+    ir.save(model, tmp_path / "model.onnx")
+    workspace = open_workspace(checkpoint=tmp_path / "model.onnx", out=tmp_path / "models")
+    climb = ladder.Climb(workspace, rung.select("7,12"), SHORT, tmp_path)
+    with climb.ready(lambda *_: None):
+        climb.climb(lambda *_: None)
+    for found in climb.report()["rungs"]:
+        assert set(found["loads"]) == {"96", "mix"}, found["skipped"]
 
+
+def ladder_spec(spec: Spec) -> str:
     return tomlkit.dumps(spec.model_dump(mode="json", exclude_none=True))
 
 

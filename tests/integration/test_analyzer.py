@@ -20,8 +20,8 @@ from build import ARTIFACTS, ROOT, perf_analyzer, repository
 from build.analyzer import analysis, profile, result, sweep
 from build.analyzer.result import Setting
 from build.workspace import Workspace
-from ensemble.spec import DEFAULT_SPEC, Spec
-from tests.conftest import Served
+from ensemble.spec import Spec
+from tests.conftest import Served, small_document
 
 SHORT = dataclasses.replace(
     profile.ENSEMBLE_SWEEP,
@@ -36,16 +36,10 @@ SHORT = dataclasses.replace(
 @pytest.fixture
 def workspace(small_checkpoint: Path, tmp_path: Path) -> Workspace:
     """A small model, as somebody's first attempt would serve it: 100 ms delay, one instance of everything."""
-    document = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
-    changes = {
-        "model": {"problems": 40, "window": 32, "buckets": []},
-        "network": {"embedding": 8, "hidden": 12},
-    }
-    for table, values in changes.items():
-        document[table].update(values)  # type: ignore[union-attr]
+    document = small_document()
     for step in ("preprocess", "core", "postprocess", "propose"):
-        document["steps"][step]["instances"] = 1  # type: ignore[index]
-    document["steps"]["core"]["queue_delay_us"] = profile.SEED_DELAY_US  # type: ignore[index]
+        document["steps"][step]["instances"] = 1
+    document["steps"]["core"]["queue_delay_us"] = profile.SEED_DELAY_US
     spec_file = tmp_path / "spec.toml"
     spec_file.write_text(tomlkit.dumps(document), encoding="utf-8")
     made = Workspace(Spec.read(spec_file), spec_file, small_checkpoint, tmp_path / "models", checkpoint_given=True)

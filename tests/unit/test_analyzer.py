@@ -23,7 +23,8 @@ from build.bench.contest import Contender
 from build.workspace import Workspace
 from ensemble import config
 from ensemble.errors import LastrowError
-from ensemble.spec import DEFAULT_SPEC, Spec
+from ensemble.spec import Spec
+from tests.conftest import small_document
 
 SETTING = Setting((("preprocess", 1), ("core", 1), ("postprocess", 1), ("propose", 1)), 0, 32)
 
@@ -192,10 +193,7 @@ def test_a_budget_is_kept(spec: Spec):
 @pytest.fixture
 def workspace(small_spec: Spec, small_checkpoint: Path, tmp_path: Path) -> Workspace:
     spec_file = tmp_path / "spec.toml"
-    document = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
-    document["model"].update(problems=40, window=32, buckets=[])  # type: ignore[union-attr]
-    document["network"].update(embedding=8, hidden=12)  # type: ignore[union-attr]
-    spec_file.write_text(tomlkit.dumps(document), encoding="utf-8")
+    spec_file.write_text(tomlkit.dumps(small_document()), encoding="utf-8")
     return Workspace(Spec.read(spec_file), spec_file, small_checkpoint, tmp_path / "models")
 
 

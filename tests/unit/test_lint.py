@@ -308,6 +308,7 @@ def test_a_key_that_is_not_known(tmp_path: Path):
     [
         {},
         {"model__buckets": []},
+        {"model__buckets": [64, 512]},
         {"steps__core__queue_delay_us": 100},
         {"steps__core__instances": 2, "steps__core__intra_op_threads": 1},
         {"steps__core__device": "gpu", "steps__core__instances": 4},

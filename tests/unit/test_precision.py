@@ -42,10 +42,11 @@ def on_a_gpu(spec: Spec, whole: bool = False) -> Spec:
 
 
 def in_int8(spec: Spec, network: str = "dkt") -> Spec:
-    small = resized(spec, network, problems=40, window=32)
-    tolerance = SMALL_INT8_TOLERANCE
     return rung.changed(
-        small, export__precision="int8", reduce__length_aware=False, parity__int8_max_abs_difference=tolerance
+        resized(spec, network, problems=40, window=32),
+        export__precision="int8",
+        reduce__length_aware=False,
+        parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE,
     )
 
 
@@ -79,7 +80,8 @@ def test_the_answers_are_those_of_pytorch_in_float64(spec, network, size, whole,
     sizes = {path.stem: path.stat().st_size for path in tmp_path.iterdir()}
     if size == "default":
         assert sizes["half"] < 0.6 * sizes["single"]  # all but a recurrent layer's weights
-        assert sizes.get("eighth", 0) < 0.8 * sizes["single"]  # all but tables and a GRU's weights
+        if whole:
+            assert sizes["eighth"] < 0.8 * sizes["single"]  # all but tables and a GRU's weights
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -135,15 +137,15 @@ def test_the_gate_holds_a_half_core_to_its_own_tolerance(spec, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
-        ({"precision = ": "float16"}, 'steps.core.device = "gpu" and reduce.where = "core"'),
-        ({"precision = ": "int8"}, "reduce.length_aware = false"),
+        ({"precision = ": "float16"}, 'steps.core.device = "gpu" and reduce.where = "core", or precision = "float32"'),
+        ({"precision = ": "int8"}, 'reduce.length_aware = false, or export.precision = "float32"'),
         (
             {"precision = ": "int8", "length_aware = ": "false", "device = ": "gpu"},
-            'steps.core.device = "cpu" and reduce.where = "core"',
+            'steps.core.device = "cpu" and reduce.where = "core", or precision = "float32"',
         ),
         (
             {"precision = ": "int8", "length_aware = ": "false", "where = ": "postprocess"},
-            'steps.core.device = "cpu" and reduce.where = "core"',
+            'steps.core.device = "cpu" and reduce.where = "core", or precision = "float32"',
         ),
     ],
 )
@@ -153,7 +155,7 @@ def test_a_precision_belongs_to_a_device_and_to_a_core_of_one_row(changes, remed
         written = value if value == "false" else f'"{value}"'
         text = re.sub(f'^{key}"?[a-z0-9]+"?', key + written, text, flags=re.MULTILINE)
     (tmp_path / "spec.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(SpecError, match=re.escape(f"set {remedy}, or ")):
+    with pytest.raises(SpecError, match=re.escape(f"set {remedy}")):
         Spec.read(tmp_path / "spec.toml")
 
 
@@ -189,7 +191,7 @@ def test_an_int8_core_remembers_nothing(spec, tmp_path):
         dict(zip(names, windows(rng.integers(0, 33, n), wanted, seed), strict=True))
         for seed, n in enumerate((5, 1, 8, 3))
     ]
-    (fresh,) = zip(*(open_core(tmp_path / "eighth.onnx").run(None, batch) for batch in batches), strict=True)
+    fresh = [open_core(tmp_path / "eighth.onnx").run(None, batch)[0] for batch in batches]
     session = open_core(tmp_path / "eighth.onnx")
     for _ in range(3):
         for batch, answer in zip(batches, fresh, strict=True):
