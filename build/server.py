@@ -359,7 +359,7 @@ class Server:
         with self.log.open("wb") as log:
             self.processes = Processes(arguments, log, self._environment)
         try:
-            self._wait_until_ready()
+            self._wait_until_ready(metrics)
         except BaseException:
             self.processes.kill()  # there is nothing under way, and one that waits for a stub would wait on
             raise
@@ -370,7 +370,7 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, metrics_port: int) -> None:
         assert self.processes is not None
         deadline = time.monotonic() + self._timeout_s
         with contextlib.closing(grpcclient.InferenceServerClient(self.grpc_url)) as client:
@@ -388,7 +388,7 @@ class Server:
                         f"The whole log: {self.log}"
                     )
                 with contextlib.suppress(grpcclient.InferenceServerException):  # refused until the port is open
-                    if client.is_server_ready(client_timeout=1.0):
+                    if client.is_server_ready(client_timeout=1.0) and _listens(metrics_port):
                         return
                 self._waiting()
                 time.sleep(0.1)
@@ -414,6 +414,12 @@ class Server:
             Its exit code; None if it never ran.
         """
         return None if self.processes is None else self.processes.end(timeout_s)
+
+
+def _listens(port: int) -> bool:
+    """Whether the port is open. Triton opens that of its metrics last, a moment after it is ready for gRPC."""
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 def loopback() -> list[str]:

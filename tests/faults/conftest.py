@@ -56,9 +56,10 @@ class Supervised:
         return f"127.0.0.1:{self.grpc}"
 
     def ready(self) -> bool:
+        """Whether it says so, and its metrics are there, which Triton opens last."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/v2/health/ready", timeout=2) as answer:
-                return answer.status == 200
+                return answer.status == 200 and bool(self.read_metrics())
         except OSError:
             return False
 
