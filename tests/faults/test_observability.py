@@ -235,10 +235,17 @@ def test_a_requests_spans_name_all_three_steps(observed: Observed, served: Serve
             by_trace.setdefault(span["traceId"], []).append(span)
         return by_trace
 
-    wait_until(
-        lambda: any(steps <= {s["name"] for s in spans} for spans in traces().values()), 20, "spans of all steps"
-    )
-    spans = next(spans for spans in traces().values() if steps <= {s["name"] for s in spans})
+    def whole() -> list[list[dict[str, Any]]]:
+        """The traces that all steps, and whatever is above them, have arrived of."""
+        return [
+            spans
+            for spans in traces().values()
+            if steps <= {s["name"] for s in spans}
+            and {s["parentSpanId"] for s in spans if s.get("parentSpanId")} <= {s["spanId"] for s in spans}
+        ]
+
+    wait_until(lambda: bool(whole()), 20, "spans of all steps")
+    spans = whole()[0]
     assert {span["service"] for span in spans} == {"tested"}
     by_id = {span["spanId"]: span for span in spans}
     for step in steps:
