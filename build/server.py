@@ -257,8 +257,8 @@ class Processes:
                 if process.status() == psutil.STATUS_ZOMBIE:
                     if now - self._dead_since.setdefault(process.pid, now) >= for_s:
                         dead.append(self._stubs.get(process.pid, f"process {process.pid}"))
-                elif process.pid not in self._stubs:
-                    self._stubs[process.pid] = _instance(process.cmdline())
+                elif process.pid not in self._stubs and (instance := _instance(process.cmdline())):
+                    self._stubs[process.pid] = instance
         return dead
 
     def end(self, timeout_s: float) -> int:
@@ -306,10 +306,15 @@ def _end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _instance(command: Sequence[str]) -> str:
-    """A stub's instance by its command line, whose first argument is the model.py and one of whose last is the name."""
-    model = Path(command[1]).parent.parent.name if len(command) > 1 else ""
-    return next((argument for argument in command if model and argument.startswith(f"{model}_")), model or "a stub")
+def _instance(command: Sequence[str]) -> str | None:
+    """A stub's instance by its command line, whose first argument is the model.py and one of whose last is the name.
+
+    None for what is no stub yet: a process that the server has just forked has the server's own command line.
+    """
+    if len(command) < 2 or not command[1].endswith(".py"):
+        return None
+    model = Path(command[1]).parent.parent.name
+    return next((argument for argument in command if argument.startswith(f"{model}_")), model)
 
 
 class Server:
