@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import ctypes.util
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -19,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +37,7 @@ from ensemble.errors import LastrowError
 
 PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}  # tritonserver's own defaults
 LOOPBACK = "127.0.0.1"
+STUB = "triton_python_backend_stub"
 KILLED_WITHIN_S = 5.0
 BURIED_WITHIN_S = 1.0  # a stub that a starting server ended itself is gone by then
 # Errors only to servers that have a GPU.
@@ -85,7 +88,7 @@ def _embedded() -> Installation:
     root = Path(package.submodule_search_locations[0])
     server, libraries = root / "tritonserver", root.parent / "nvidia_pytriton.libs"
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = server / "python_backend_stubs" / python / "triton_python_backend_stub"
+    stub = server / "python_backend_stubs" / python / STUB
     if not stub.is_file():
         offered = sorted((p.name for p in (server / "python_backend_stubs").glob("3.*")), key=lambda v: int(v[2:]))
         raise ServerError(f"the embedded tritonserver has no Python stub for {python}; use Python {', '.join(offered)}")
@@ -100,7 +103,8 @@ def _embedded() -> Installation:
     if importlib.util.find_spec("onnxruntime") is None:
         raise ServerError("onnxruntime is not installed; run `pip install onnxruntime-gpu` (it runs without a GPU too)")
     environment = dict(os.environ)
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (str(libraries), os.environ.get("LD_LIBRARY_PATH"))))
+    given = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if folder]
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(libraries), *given, *_libpython(given)])
     # The stub looks for its standard library and packages where the first python3 on the PATH has them.
     environment["PATH"] = os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)))
     backends = _backends(server, stub)
@@ -109,12 +113,36 @@ def _embedded() -> Installation:
     )
 
 
+def _libpython(given: Sequence[str]) -> list[str]:
+    """Folders that the stub needs to find its libpython, beside those of LD_LIBRARY_PATH and the loader's own.
+
+    A Python from Debian has its library where the loader looks. One from pyenv, conda or uv has it in a folder of its own,
+    which that Python alone knows.
+
+    Raises:
+        ServerError: it is nowhere.
+    """
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    name = f"libpython{python}.so.1.0"
+    if ctypes.util.find_library(f"python{python}") or any((Path(folder) / name).is_file() for folder in given):
+        return []
+    own = dict.fromkeys(map(str, (sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib")))
+    found = [folder for folder in own if (Path(folder) / name).is_file()]
+    if not found:
+        raise ServerError(
+            f"{name}, which the embedded tritonserver's Python stub needs, is neither where the loader looks nor in "
+            f"{' or '.join(own)}; install it (Debian: `apt install libpython{python}`), or use a Python built with "
+            "--enable-shared"
+        )
+    return found
+
+
 def _backends(server: Path, stub: Path) -> Path:
     """The backend folder, its parts copied side by side: Triton refuses a library that links out of its folder."""
     parts = {
         "python/libtriton_python.so": server / "backends" / "python" / "libtriton_python.so",
         "python/triton_python_backend_utils.py": server / "backends" / "python" / "triton_python_backend_utils.py",
-        "python/triton_python_backend_stub": stub,
+        f"python/{STUB}": stub,
         "onnxruntime/model.py": Path(__file__).with_name("backends") / "onnxruntime" / "model.py",
     }
     digest = hashlib.sha256()
@@ -307,11 +335,11 @@ def _end_with_parent() -> None:
 
 
 def _instance(command: Sequence[str]) -> str | None:
-    """A stub's instance by its command line, whose first argument is the model.py and one of whose last is the name.
+    """A stub's instance by its command line, whose first argument is the model's file and one of whose last is the name.
 
     None for what is no stub yet: a process that the server has just forked has the server's own command line.
     """
-    if len(command) < 2 or not command[1].endswith(".py"):
+    if len(command) < 2 or Path(command[0]).name != STUB:
         return None
     model = Path(command[1]).parent.parent.name
     return next((argument for argument in command if argument.startswith(f"{model}_")), model)
@@ -437,6 +465,7 @@ def failures(text: str) -> str:
     text = re.sub(NO_CAUSE, "", text, flags=re.MULTILINE)
     causes = re.findall(r"^[EF]\d{4} .*?\] \"?(.*?)\"?$", text, re.MULTILINE)
     causes += re.findall(r"^error: (.*)$", text, re.MULTILINE)
+    causes += re.findall(r"^(\S+: error while loading shared libraries: .*)$", text, re.MULTILINE)  # the loader's own
     return " ".join(dict.fromkeys(causes)) or "It gave no reason."
 
 

@@ -1,6 +1,7 @@
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,30 @@ def test_a_python_without_a_stub_is_refused(monkeypatch):
         find()
 
 
+@pytest.fixture
+def library(monkeypatch, tmp_path: Path) -> Path:
+    """The folder of a Python whose library the loader does not know."""
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(server.ctypes.util, "find_library", lambda _: None)
+    monkeypatch.setattr(server.sysconfig, "get_config_var", lambda _: str(tmp_path))
+    monkeypatch.setattr(server.sys, "base_prefix", str(tmp_path / "base"))
+    return tmp_path
+
+
+def test_a_python_that_keeps_its_library_to_itself_is_told_to_the_stub(monkeypatch, library):
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    with pytest.raises(ServerError, match=rf"{name}.* nor in {library} or {library}/base/lib; install it .*libpython3"):
+        find()
+    (library / name).touch()
+    assert find().environment["LD_LIBRARY_PATH"].endswith(f"nvidia_pytriton.libs:{library}")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library))  # then its place is the user's choice
+    assert find().environment["LD_LIBRARY_PATH"].endswith(f"nvidia_pytriton.libs:{library}")
+    monkeypatch.setattr(server.ctypes.util, "find_library", lambda name: name)
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    assert find().environment["LD_LIBRARY_PATH"].endswith("nvidia_pytriton.libs")
+
+
 def test_a_taken_port_is_named():
     free = free_ports(3)
     arguments = [f"--{option}={port}" for option, port in zip(server.PORTS, free, strict=True)] + server.loopback()
@@ -69,6 +94,19 @@ def test_a_taken_port_is_named():
         check_ports([*arguments, "--allow-grpc=false"])
 
 
+@pytest.mark.parametrize(
+    ("command", "instance"),
+    [
+        (["/b/triton_python_backend_stub", "/m/propose/1/model.py", "region", "propose_0_1", "DEFAULT"], "propose_0_1"),
+        (["/b/triton_python_backend_stub", "/m/core/1/model.onnx", "region", "core_0_0", "/b/onnxruntime"], "core_0_0"),
+        (["/bin/tritonserver", "--backend-directory=/artifacts/backends/0"], None),  # forked, and not yet started
+        ([], None),  # ended
+    ],
+)
+def test_a_stub_is_known_by_its_command_line(command, instance):
+    assert server._instance(command) == instance
+
+
 def test_why_models_did_not_load():
     log = """E1124 04:34:32.255836 13846 server.cc:241] "CudaDriverHelper has not been initialized."
 E1124 04:34:33.000000 13846 model_lifecycle.cc:654] "failed to load 'core' version 1: no such file"
@@ -78,4 +116,6 @@ error: creating server: Internal - failed to load all models
 """
     said = "failed to load 'core' version 1: no such file creating server: Internal - failed to load all models"
     assert failures(log) == said
+    loader = "/b/stub: error while loading shared libraries: libpython3.12.so.1.0: cannot open shared object file"
+    assert failures(f"{loader}\n{loader}\n") == loader
     assert failures("") == "It gave no reason."
