@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import tomlkit
@@ -23,6 +24,10 @@ from build.server import Server
 from ensemble.client import Client
 from ensemble.history import History
 from ensemble.spec import DEFAULT_SPEC, RecurrentNetwork, Spec, TransformerNetwork
+
+# How long an example takes tells of the machine, and of who else is on it.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Every reference architecture, small enough for a test.
 NETWORKS: dict[str, RecurrentNetwork | TransformerNetwork] = {

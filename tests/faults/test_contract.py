@@ -186,7 +186,6 @@ def test_every_request_is_answered_or_told_why_not(served: Served, client: Clien
     @given(st.lists(requests(), min_size=A_TIME, max_size=A_TIME))
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,
         derandomize=True,
         phases=(Phase.generate,),  # a failure names its request: to make twenty at once smaller takes minutes
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],

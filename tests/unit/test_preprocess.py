@@ -32,7 +32,7 @@ def prepare(preprocess: ModuleType):
 
 
 @given(batches())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_keeps_the_newest_and_ignores_padding(prepare, batch):
     ids, responses, extra = batch
     lengths, recent_ids, recent_responses = prepare(padded(ids, extra), padded(responses, extra))
@@ -49,7 +49,7 @@ def test_keeps_the_newest_and_ignores_padding(prepare, batch):
 
 
 @given(batches(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_single_wrong_value_is_named(preprocess, batch, data):
     ids, responses, extra = batch
     ids, responses = padded(ids, extra), padded(responses, extra)
