@@ -38,7 +38,7 @@ from ensemble.errors import LastrowError
 PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}  # tritonserver's own defaults
 LOOPBACK = "127.0.0.1"
 STUB = "triton_python_backend_stub"
-KILLED_WITHIN_S = 5.0
+KILLED_WITHIN_S, HALTS_WITHIN_S = 5.0, 1.0
 BURIED_WITHIN_S = 1.0  # a stub that a starting server ended itself is gone by then
 # Errors only to servers that have a GPU.
 NO_CAUSE = r'^E.*"(CudaDriverHelper has not been initialized\.|unable to create stream for .*CUDA driver version.*)"$'
@@ -291,15 +291,18 @@ class Processes:
 
     def end(self, timeout_s: float) -> int:
         """SIGTERM, and SIGKILL to all of them if that does not end the server in time; its exit code."""
+        self._halt()
         self._remember_regions()
         if self.returncode is None:
             self.popen.send_signal(signal.SIGTERM)
+            self.popen.send_signal(signal.SIGCONT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(timeout_s)
         return self.kill()
 
     def kill(self) -> int:
         """SIGKILL to whatever still runs, and their shared memory removed; the server's exit code."""
+        self._halt()
         self._remember_regions()
         with contextlib.suppress(ProcessLookupError):  # all of the group have ended
             os.killpg(self.popen.pid, signal.SIGKILL)
@@ -319,11 +322,32 @@ class Processes:
                     return True
         return False
 
+    def _halt(self) -> None:
+        """Stop the server where it is: between a look at its regions and a signal that ends it, it would make others."""
+        self.popen.send_signal(signal.SIGSTOP)  # nothing, where it is known to have ended
+        deadline = time.monotonic() + HALTS_WITHIN_S
+        while not self._halted() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def _halted(self) -> bool:
+        """Whether none of the server's threads runs."""
+        states = []
+        for status in Path(f"/proc/{self.popen.pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):  # this one has ended
+                states.append(status.read_text(encoding="utf-8").rpartition(")")[2].split()[0])
+        return set(states) <= {"T", "t", "Z", "X"}
+
     def _remember_regions(self) -> None:
-        """A server that is killed, or whose stub was, leaves its regions in /dev/shm. Their names tell nobody's whose."""
+        """A server that is killed, or whose stub was, leaves its regions in /dev/shm. Their names tell nobody's whose.
+
+        One that was just made is open, and not mapped yet.
+        """
+        process = Path("/proc") / str(self.popen.pid)
         with contextlib.suppress(OSError):  # it has ended
-            maps = Path(f"/proc/{self.popen.pid}/maps").read_text(encoding="utf-8")
-            self._regions |= {Path(path) for path in re.findall(REGION, maps)}
+            self._regions |= set(map(Path, re.findall(REGION, (process / "maps").read_text(encoding="utf-8"))))
+            for descriptor in (process / "fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # closed since
+                    self._regions |= set(map(Path, re.findall(REGION, str(descriptor.readlink()))))
 
 
 _LIBC = ctypes.CDLL(None)
