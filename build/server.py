@@ -104,7 +104,7 @@ def _embedded() -> Installation:
         raise ServerError("onnxruntime is not installed; run `pip install onnxruntime-gpu` (it runs without a GPU too)")
     environment = dict(os.environ)
     given = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if folder]
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(libraries), *given, *_libpython(given)])
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(libraries), *given, *_libpython(python, given)])
     # The stub looks for its standard library and packages where the first python3 on the PATH has them.
     environment["PATH"] = os.pathsep.join((str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)))
     backends = _backends(server, stub)
@@ -113,18 +113,17 @@ def _embedded() -> Installation:
     )
 
 
-def _libpython(given: Sequence[str]) -> list[str]:
-    """Folders that the stub needs to find its libpython, beside those of LD_LIBRARY_PATH and the loader's own.
+def _libpython(python: str, given: Sequence[str]) -> list[str]:
+    """Folders in which a stub finds its libpython, beside those of LD_LIBRARY_PATH and the loader's own.
 
-    A Python from Debian has its library where the loader looks. One from pyenv, conda or uv has it in a folder of its own,
-    which that Python alone knows.
+    python: the stub's, e.g. "3.12". given: the folders of LD_LIBRARY_PATH. A Python from Debian has its library where the
+    loader looks. One from pyenv, conda or uv has it in a folder of its own, which that Python alone knows.
 
     Raises:
         ServerError: it is nowhere.
     """
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
     name = f"libpython{python}.so.1.0"
-    if ctypes.util.find_library(f"python{python}") or any((Path(folder) / name).is_file() for folder in given):
+    if any((Path(folder) / name).is_file() for folder in given) or ctypes.util.find_library(f"python{python}"):
         return []
     own = dict.fromkeys(map(str, (sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib")))
     found = [folder for folder in own if (Path(folder) / name).is_file()]
@@ -291,8 +290,7 @@ class Processes:
 
     def end(self, timeout_s: float) -> int:
         """SIGTERM, and SIGKILL to all of them if that does not end the server in time; its exit code."""
-        self._halt()
-        self._remember_regions()
+        self._look_a_last_time()
         if self.returncode is None:
             self.popen.send_signal(signal.SIGTERM)
             self.popen.send_signal(signal.SIGCONT)
@@ -302,8 +300,7 @@ class Processes:
 
     def kill(self) -> int:
         """SIGKILL to whatever still runs, and their shared memory removed; the server's exit code."""
-        self._halt()
-        self._remember_regions()
+        self._look_a_last_time()
         with contextlib.suppress(ProcessLookupError):  # all of the group have ended
             os.killpg(self.popen.pid, signal.SIGKILL)
         code = self.popen.wait()
@@ -322,12 +319,13 @@ class Processes:
                     return True
         return False
 
-    def _halt(self) -> None:
-        """Stop the server where it is: between a look at its regions and a signal that ends it, it would make others."""
+    def _look_a_last_time(self) -> None:
+        """Halt the server and remember its regions: between the look and a signal that ends it, it would make others."""
         self.popen.send_signal(signal.SIGSTOP)  # nothing, where it is known to have ended
         deadline = time.monotonic() + HALTS_WITHIN_S
         while not self._halted() and time.monotonic() < deadline:
             time.sleep(0.001)
+        self._remember_regions()
 
     def _halted(self) -> bool:
         """Whether none of the server's threads runs."""
