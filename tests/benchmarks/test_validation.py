@@ -22,57 +22,60 @@ from tests.conftest import Served
 
 ROUNDS, TURN_S = 20, 0.75
 AT_LEAST = 0.97
-UNCHECKED = {
+# A file turns the checks off and on in one and the same server: two servers differ by more than the checks cost.
+SWITCHED = {
     "preprocess": """
-def check(problem_ids, responses, *_):
-    return np.full(len(problem_ids), problem_ids.shape[1], np.int32)
+CHECKED = check
+def check(problem_ids, *others):
+    if os.path.exists({switch!r}):
+        return np.full(len(problem_ids), problem_ids.shape[1], np.int32)
+    return CHECKED(problem_ids, *others)
 """,
     "postprocess": """
+import os
+CHECKED = damage
 def damage(logits):
-    return None
+    return None if os.path.exists({switch!r}) else CHECKED(logits)
 """,
 }
 
 
-def unchecked(repository: Path, folder: Path) -> Path:
-    """The repository, its steps taking everything for good."""
+def switched(repository: Path, folder: Path, switch: Path) -> Path:
+    """The repository, its steps taking everything for good while the file `switch` is there."""
     shutil.copytree(repository, folder)
-    for step, text in UNCHECKED.items():
+    for step, text in SWITCHED.items():
         with (folder / step / "1" / "model.py").open("a", encoding="utf-8") as file:
-            file.write(text)
+            file.write(text.format(switch=str(switch)))
     return folder
 
 
 @pytest.fixture
 def turns(served: Served, tmp_path: Path) -> dict[str, list[float]]:
-    """Learners a second of either, turn by turn, each resting while the other is loaded."""
+    """Learners a second with the checks and without, turn by turn."""
     learners = simulate(served.spec.model.problems, 64)
-    repositories = {"on": served.repository, "off": unchecked(served.repository, tmp_path / "unchecked")}
+    bad = History("bad", [served.spec.model.problems], [0])  # the core alone would take it for a problem answered right
+    switch = tmp_path / "off"
+    cells = {"on": Cell(), "off": Cell()}
     served.server.rest()
-    cells = {name: Cell() for name in repositories}
     with ExitStack() as stack:
         stack.callback(served.server.wake)
-        ready = {}
-        for name, repository in repositories.items():
-            server = stack.enter_context(Server(repository, log=tmp_path / f"{name}.log"))
-            bad = History("bad", [served.spec.model.problems], [1])
-            with Client(server.grpc_url, spec=served.spec) as client:
-                if name == "on":
-                    with pytest.raises(ServingError, match="allowed are 0 to"):
-                        client.predict(bad)
-                client.predict(learners[0])
-            counters = stack.enter_context(grpcclient.InferenceServerClient(server.grpc_url))
-            callers = [EnsembleClient(server.grpc_url, served.spec) for _ in range(contest.BUSY)]
-            stack.callback(server.wake)
-            for caller in callers:
-                stack.callback(caller.close)
-            stack.callback(server.wake)
-            load.run(callers, learners, 1, 1.0)
-            server.rest()
-            ready[name] = server, counters, callers
+        repository = switched(served.repository, tmp_path / "switched", switch)
+        server = stack.enter_context(Server(repository, log=tmp_path / "server.log"))
+        counters = stack.enter_context(grpcclient.InferenceServerClient(server.grpc_url))
+        with Client(server.grpc_url, spec=served.spec) as client:
+            with pytest.raises(ServingError, match="allowed are 0 to"):
+                client.predict(bad)
+            switch.touch()
+            client.predict(bad)
+        callers = [EnsembleClient(server.grpc_url, served.spec) for _ in range(contest.BUSY)]
+        for caller in callers:
+            stack.callback(caller.close)
+        load.run(callers, learners, 1, 1.0)
+        server.rest()
+        stack.callback(server.wake)
         for turn in range(ROUNDS):
             for name in ("on", "off") if turn % 2 else ("off", "on"):
-                server, counters, callers = ready[name]
+                switch.touch() if name == "off" else switch.unlink(missing_ok=True)
                 cells[name].measure(server, counters, callers, learners, TURN_S, served.spec.model.name)
     return {name: cell.throughputs for name, cell in cells.items()}
 
