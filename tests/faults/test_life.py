@@ -80,7 +80,9 @@ def test_without_a_supervisor_a_dead_step_is_an_error_and_no_wait(served: Served
 
 def test_what_is_under_way_is_finished_and_nothing_new_begun(served: Served, known: Known, tmp_path: Path):
     before = regions()
-    with supervised(served, tmp_path) as serving, Traffic(serving.url, served.spec, known, callers=32) as traffic:
+    # Two batches' worth: of one, all may be before the first step at once, and then nothing is under way behind it.
+    callers = 2 * served.spec.batching.max_batch_size
+    with supervised(served, tmp_path) as serving, Traffic(serving.url, served.spec, known, callers) as traffic:
         traffic.wait_for(200)
         asked = time.monotonic()
         serving.process.send_signal(signal.SIGTERM)
