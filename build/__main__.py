@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -334,8 +333,6 @@ def bench(
     folder = ARTIFACTS / "bench" / workspace.spec.network.type
     settings = ladder.Settings.quick() if quick else ladder.Settings()
     climb = ladder.Climb(workspace, chosen, settings, folder, lengths, device)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
     with ExitStack() as stack:
         with bar("build and start the rungs") as update:
             stack.enter_context(climb.ready(update))
@@ -436,11 +433,6 @@ def tune(
     _repo(workspace)
     if analysis.tune(workspace, quick, p99_ms):
         _repo(open_workspace(spec, checkpoint, out, network=network, factory=factory, device=device))
-
-
-def _leave(number: int, _: object) -> None:
-    """End as by Ctrl-C: servers that rest would stay behind otherwise."""
-    raise SystemExit(128 + number)
 
 
 def _publish(name: str, text: str) -> None:

@@ -4,6 +4,7 @@ session, over a repository of the default dimensions."""
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ NETWORKS: dict[str, RecurrentNetwork | TransformerNetwork] = {
     "gru": RecurrentNetwork(type="gru", embedding=8, hidden=12),
     "transformer": TransformerNetwork(type="transformer", embedding=8, blocks=2, heads=2),
 }
+
+
+def pytest_configure() -> None:
+    """A run that is told to end takes its servers along."""
+    signal.signal(signal.SIGTERM, lambda number, _: pytest.exit("SIGTERM", 128 + number))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,6 +22,7 @@ from build import ARTIFACTS, checkpoint, repository
 from build.bench import machine
 from build.progress import bar, console
 from build.server import Server
+from ensemble.command import end_on_signals
 from ensemble.errors import LastrowError
 from ensemble.history import History
 from ensemble.spec import Spec
@@ -209,6 +210,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_on_signals()
     try:
         sys.exit(main())
     except LastrowError as e:

@@ -179,6 +179,45 @@ def test_twenty_starts_and_kills_leave_nothing(served: Served, tmp_path: Path):
     assert [p for p in psutil.Process().children(recursive=True) if status(p) == psutil.STATUS_ZOMBIE] == []
 
 
+@pytest.mark.parametrize(("number", "ignored"), [("SIGTERM", ""), ("SIGHUP", ""), ("SIGTERM", "SIGHUP")])
+def test_a_command_that_is_ended_takes_its_server_along(number: str, ignored: str, served: Served, tmp_path: Path):
+    """ignored: sent first, and ignored as under nohup."""
+    before, ready = regions(), tmp_path / "ready"
+    program = f"""
+import time
+from pathlib import Path
+import typer
+from build.server import Server
+from ensemble.command import run
+
+app = typer.Typer()
+
+@app.command()
+def measure():
+    with Server(Path({str(served.repository)!r})) as server:
+        Path({str(ready)!r}).write_text(str(server.processes.popen.pid))
+        time.sleep(600)
+
+run(app)
+"""
+    command = [*(["nohup"] if ignored else []), sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: ready.exists() and ready.read_text(), 60, "ready")
+        server = psutil.Process(int(ready.read_text()))
+        tree = [server, *server.children(recursive=True)]
+        if ignored:
+            process.send_signal(signal.Signals[ignored])
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.0)
+        process.send_signal(signal.Signals[number])
+        assert process.wait(STOPS_WITHIN_S) == 128 + signal.Signals[number]
+    finally:
+        process.kill()
+    assert not any(runs(one) for one in tree)
+    assert regions() <= before
+
+
 def shifted(folder: Path, version: int, shift: float = 0.5, problems: int | None = None) -> None:
     """A new version of the core: every logit a little higher, or one that knows other problems."""
     path = folder / "core" / "1" / "model.onnx"
