@@ -164,7 +164,10 @@ def _interruptible(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         process.send_signal(signal.SIGINT)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield came
     finally:

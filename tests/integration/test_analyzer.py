@@ -137,14 +137,21 @@ def test_a_bad_spec_is_tuned(workspace: Workspace):
 
 
 def test_an_interrupted_command_says_how_to_go_on(workspace: Workspace):
-    command = [sys.executable, "-m", "build", "analyze", "--spec", str(workspace.spec_file)]
+    command = ["nohup", sys.executable, "-m", "build", "analyze", "--spec", str(workspace.spec_file)]
     command += ["--checkpoint", str(workspace.checkpoint), "--out", str(workspace.out), "--quick"]
     logs = ARTIFACTS / "analyzer" / workspace.spec_file.parent.name
     shutil.rmtree(logs, ignore_errors=True)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not any("Profiling server" in log.read_text(errors="replace") for log in logs.rglob("model-analyzer.log")):
+
+    def logged(text: str) -> bool:
+        return any(text in log.read_text(errors="replace") for log in logs.rglob("model-analyzer.log"))
+
+    while not logged("Profiling server"):
         assert process.poll() is None
         time.sleep(0.2)
+    process.send_signal(signal.SIGHUP)  # nohup has it ignored
+    time.sleep(2)
+    assert not logged("Received SIGINT")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
