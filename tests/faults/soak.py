@@ -33,7 +33,7 @@ LENGTHS = (0, 1, 3, 8, 15, 20, 20, 20, 37, 64, 100, 200, 512, 700)  # as learner
 CALLERS = 16  # that capacity is measured with
 # The share of capacity is asked for by more: a rate has to be kept up while some wait.
 STRANGERS = 64
-SHARE, BAD_SHARE = 0.7, 0.1
+SHARE, SHARE_WITHIN, BAD_SHARE = 0.7, 0.03, 0.1
 REQUESTS_A_CONNECTION = 50
 FILLING = 10  # requests of every stranger before anything is measured
 SETTLED_S = 600.0  # until then buffers and caches may grow; a shorter soak takes a sixth of its time
@@ -47,7 +47,7 @@ class Soak:
 
     Attributes:
         seconds: how long it took.
-        capacity: learners a second that CALLERS get, one after the other.
+        capacity: requests a second that CALLERS get answered or refused, each one after the other.
         requests: by status: "OK", or gRPC's.
         failed: messages of good requests that were not answered rightly, and of bad ones that were not refused.
         memory_mb: [seconds, megabytes] of the server and its stubs, what they share counted once.
@@ -64,6 +64,11 @@ class Soak:
     settled_s: float
 
     @property
+    def share(self) -> float:
+        """Of the capacity, at which requests came."""
+        return sum(self.requests.values()) / self.seconds / self.capacity
+
+    @property
     def growth_mb(self) -> float:
         """From the settled minute's median to the last one's: a sample alone is noise."""
         settled = [mb for s, mb in self.memory_mb if s >= self.settled_s]
@@ -78,6 +83,8 @@ class Soak:
     def findings(self) -> list[str]:
         """What is not as it has to be."""
         found = [f"{len(self.failed)} requests failed, e.g. {self.failed[0]}"] if self.failed else []
+        if abs(self.share - SHARE) > SHARE_WITHIN:
+            found.append(f"requests came at {self.share:.0%} of the capacity, not at {SHARE:.0%}")
         if self.growth_mb >= GROWTH_MB:
             found.append(f"memory grew by {self.growth_mb:.0f} MB; allowed are {GROWTH_MB:.0f}")
         if self.slower > SLOWER:
@@ -106,7 +113,7 @@ def soak(server: Server, spec: Spec, seconds: float, update: Callable[[float | N
         # A pause of the machine queues as much later on. What that allocates is allocated here, and is no leak.
         traffic.wait_for(FILLING * STRANGERS)
     update(None, "measure the capacity")
-    with Traffic(server.grpc_url, spec, known, callers=CALLERS) as traffic:
+    with Traffic(server.grpc_url, spec, known, callers=CALLERS, bad=bad(spec), bad_share=BAD_SHARE) as traffic:
         traffic.wait_for(100)  # the first ones open connections
         start, before = time.monotonic(), len(traffic.outcomes)
         time.sleep(min(max(seconds / 60, 3.0), 30.0))
@@ -168,9 +175,9 @@ def draw(found: Soak, path: Path) -> Path:
     )
     latency.bar(range(1, PARTS + 1), found.p99_ms, color="#2f6f9f")
     latency.axhline(SLOWER * found.p99_ms[0], color="#b5482e", linestyle=":")
-    answered = sum(found.requests.values())
+    count, failed = sum(found.requests.values()), len(found.failed)
     latency.set(
-        title=f"p99 at {SHARE:.0%} of {found.capacity:.0f} learners/s, {answered:,} requests, {len(found.failed)} failed",
+        title=f"p99 at {found.share:.0%} of {found.capacity:.0f} requests/s: {count:,} requests, {failed} failed",
         xlabel="tenth of the time",
         ylabel="ms",
     )
@@ -195,7 +202,12 @@ def main() -> int:
         built = repository.build(spec, Path(folder) / "model.pt", Path(folder) / "models")
         with Server(built.folder, log=options.out / "server.log") as server:
             found = soak(server, spec, options.seconds, update)
-    report = asdict(found) | {"growth_mb": found.growth_mb, "slower": found.slower, "machine": machine.describe()}
+    report = asdict(found) | {
+        "share": found.share,
+        "growth_mb": found.growth_mb,
+        "slower": found.slower,
+        "machine": machine.describe(),
+    }
     (options.out / "soak.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     picture = draw(found, options.out / "soak.svg")
     console.print(f"wrote {options.out / 'soak.json'} and {picture}", highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ def test_half_a_minute_of_it(served: Served, tmp_path: Path):
     assert set(found.requests) == {"OK", "INVALID_ARGUMENT"}
     answered = sum(found.requests.values())
     assert 0.05 < found.requests["INVALID_ARGUMENT"] / answered < 0.2
-    assert 0.5 < answered / SECONDS / found.capacity < 0.8
+    assert 0.5 < found.share < 0.8  # what came in so short a time, and the capacity of a few seconds, are chance
     assert found.growth_mb < soak.GROWTH_MB
     assert soak.draw(found, tmp_path / "soak.svg").stat().st_size > 0
 
@@ -29,5 +29,11 @@ def test_what_a_soak_complains_about():
     memory = [(float(s), 100.0 + (60 if s > 50 else 0)) for s in range(100)]
     fine = soak.Soak(100.0, 100.0, {"OK": 7000}, [], memory[:50] + memory[:50], [10.0] * 10, 10.0)
     assert fine.findings() == []
-    bad = dataclasses.replace(fine, memory_mb=memory, p99_ms=[10.0] * 9 + [16.0], failed=["7: UNAVAILABLE"])
-    assert [finding.split()[0] for finding in bad.findings()] == ["1", "memory", "p99"]
+    changes = {
+        "memory_mb": memory,
+        "p99_ms": [10.0] * 9 + [16.0],
+        "failed": ["7: UNAVAILABLE"],
+        "requests": {"OK": 6500},
+    }
+    bad = dataclasses.replace(fine, **changes)
+    assert [finding.split()[0] for finding in bad.findings()] == ["1", "requests", "memory", "p99"]

@@ -127,17 +127,18 @@ class Traffic:
         await asyncio.gather(*(self._call(number) for number in range(self._callers)))
 
     async def _call(self, number: int) -> None:
-        order = np.random.default_rng(number)
+        order, due = np.random.default_rng(number), time.monotonic()
         while not self._stop.is_set():
             async with AsyncClient(self._url, spec=self._spec, retries=0, deadline_s=self._deadline_s) as client:
                 asked = 0
                 while not self._stop.is_set() and asked != self._requests_a_connection:
                     asked += 1
+                    if self._rate is not None:  # from one due moment to the next: what an answer takes is no pause
+                        due += order.exponential(self._callers / self._rate)
+                        await asyncio.sleep(due - time.monotonic())
                     await self._ask(client, order)
 
     async def _ask(self, client: AsyncClient, order: np.random.Generator) -> None:
-        if self._rate is not None:
-            await asyncio.sleep(order.exponential(self._callers / self._rate))
         self.sent += 1
         outcome = await ask(client, self._histories[order.choice(len(self._histories), p=self._chances)], self._known)
         self.outcomes.append(outcome)
