@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import IO
 
 from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
+from ensemble.config import PREPROCESS
 
 DRAIN = "LASTROW_DRAIN"  # the environment variable that tells the preprocess step which file to look for
 LOOK_EVERY_S = 0.25
 START_S = 180.0
 DRAIN_S = 20.0
 # A server with nothing queued that has answered nothing for so long, and for so many times its mean, has nothing to answer.
-QUIET_S, QUIET_MEANS = 0.5, 4
+QUIET_S, QUIET_MEANS = 1.0, 4
 EXIT_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 GIVE_UP_AFTER = 5  # restarts in a row that did not end in a ready server
@@ -178,9 +179,12 @@ class _Running:
         return self._get(self._ports.http, "/v2/health/ready") is not None
 
     def progress(self, model: str) -> tuple[float, float]:
-        """How many requests were answered, and how many wait before some step."""
+        """How many requests were answered, and how many wait before some step that will take them.
+
+        Those before the first step it refuses: callers who ask again and again would keep a server that stops from ending.
+        """
         metrics = self._metrics()
-        return metrics("request_success", model), metrics("pending_request_count", r"[^\"]*")
+        return metrics("request_success", model), metrics("pending_request_count", rf"(?!{PREPROCESS}\")[^\"]*")
 
     def mean_s(self, model: str) -> float:
         """How long a request took so far, queues included."""

@@ -28,7 +28,8 @@ def test_what_the_server_counts_is_summed_over_its_models():
 nv_inference_request_success{model="knowledge_tracing",version="1"} 40
 nv_inference_request_duration_us{model="knowledge_tracing",version="1"} 200000
 nv_inference_pending_request_count{model="core",version="1"} 3
-nv_inference_pending_request_count{model="preprocess",version="1"} 4
+nv_inference_pending_request_count{model="postprocess",version="1"} 4
+nv_inference_pending_request_count{model="preprocess",version="1"} 9
 """
 
     class Page(BaseHTTPRequestHandler):
