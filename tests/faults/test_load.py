@@ -162,9 +162,10 @@ async def burst(
 def test_a_wait_before_a_step_has_an_end(served: Served, known: Known, tmp_path: Path):
     folder = changed(served, tmp_path / "models", batching__queue_timeout_us=100_000)
     with Server(folder, log=tmp_path / "log") as server:
-        outcomes, _ = asyncio.run(burst(server.grpc_url, served.spec, known))
+        outcomes, bad = asyncio.run(burst(server.grpc_url, served.spec, known))
         statuses = {o.status for o in outcomes}
         assert statuses == {"OK", "UNAVAILABLE"}
+        assert {"INVALID_ARGUMENT"} <= {o.status for o in bad} <= {"INVALID_ARGUMENT", "UNAVAILABLE"}
         late = [o for o in outcomes if "timeout expired" in o.message]
         assert late
         assert max(o.took_s for o in late) < SERVED_WITHIN_S
