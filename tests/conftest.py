@@ -37,6 +37,9 @@ NETWORKS: dict[str, RecurrentNetwork | TransformerNetwork] = {
     "transformer": TransformerNetwork(type="transformer", embedding=8, blocks=2, heads=2),
 }
 
+# Of a dozen numbers in 8 bits each counts, more than of the hundreds that a model has.
+SMALL_INT8_TOLERANCE = 5e-2
+
 
 def pytest_configure() -> None:
     """A run that is told to end takes its servers along."""

@@ -16,20 +16,15 @@ from build.bench import ladder, report, rung
 from build.export import export
 from build.workspace import Workspace, open_workspace
 from ensemble.spec import Spec
-from tests.conftest import resized, untrained
+from tests.conftest import SMALL_INT8_TOLERANCE, resized, untrained
 
 SHORT = ladder.Settings(rounds=2, turn_s=0.05, concurrencies=(1, 4), tuning_s=0.05)
-
-
-def tolerant(spec: Spec) -> Spec:
-    """Of a dozen numbers in 8 bits each counts, more than of the hundreds that a model has."""
-    return rung.changed(spec, parity__int8_max_abs_difference=5e-2)
 
 
 @pytest.fixture(scope="module")
 def climbed(small_spec: Spec, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("ladder")
-    small_spec = tolerant(small_spec)
+    small_spec = rung.changed(small_spec, parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE)
     spec_file = folder / "spec.toml"
     text = ladder_spec(small_spec)
     spec_file.write_text(text, encoding="utf-8")
@@ -61,7 +56,8 @@ def test_a_file_of_a_fixed_time_axis_has_one_width_on_every_rung(spec: Spec, tmp
         value.shape = ir.Shape(["batch", 96, *value.shape.dims[2:]])
     ir.save(model, tmp_path / "model.onnx")
     workspace = open_workspace(checkpoint=tmp_path / "model.onnx", out=tmp_path / "models")
-    workspace = dataclasses.replace(workspace, spec=tolerant(workspace.spec))
+    tolerant = rung.changed(workspace.spec, parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE)
+    workspace = dataclasses.replace(workspace, spec=tolerant)
     climb = ladder.Climb(workspace, rung.select("7,12"), SHORT, tmp_path)
     with climb.ready(lambda *_: None):
         climb.climb(lambda *_: None)

@@ -19,7 +19,7 @@ from build.server import Server
 from ensemble.client import Client
 from ensemble.errors import InvalidRequestError
 from tests import factories
-from tests.conftest import answer_of, learner, resized, untrained
+from tests.conftest import SMALL_INT8_TOLERANCE, answer_of, learner, resized, untrained
 from tests.integration.test_cli import run
 
 PROBLEMS, WINDOW = 40, 32
@@ -36,12 +36,11 @@ PROBLEMS, WINDOW = 40, 32
 )
 def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets, precision):
     small = resized(spec, network, problems=PROBLEMS, window=WINDOW, buckets=buckets)
-    # Of a dozen numbers in 8 bits each counts, more than of the hundreds that a model has.
     small = rung.changed(
         small,
         export__precision=precision,
         reduce__length_aware=precision != "int8",
-        parity__int8_max_abs_difference=5e-2,
+        parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE,
     )
     _, allowed = small.parity.of_core(precision)
     model = untrained(small)

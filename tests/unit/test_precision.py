@@ -20,10 +20,9 @@ from build.simulation import simulate
 from build.workspace import NETWORKS as DEFAULTS
 from ensemble.errors import SpecError
 from ensemble.spec import DEFAULT_SPEC, Spec
-from tests.conftest import NETWORKS, resized, untrained
+from tests.conftest import NETWORKS, SMALL_INT8_TOLERANCE, resized, untrained
 
 FLOAT16_TOLERANCE, FLOAT32_TOLERANCE, INT8_TOLERANCE = 5e-3, 1e-4, 2e-2
-SMALL_INT8_TOLERANCE = 5e-2  # of a dozen numbers in 8 bits each counts
 
 
 def of_default_size(spec: Spec, network: str) -> Spec:
