@@ -92,20 +92,31 @@ def reduce(
         str, typer.Option("--select", help="last or mean or max of the valid rows (input lengths), or row (input row)")
     ] = "last",
     time_axis: Annotated[
-        int, typer.Option("--time-axis", min=0, max=1, help="The axis of time; the other is batch")
+        int, typer.Option("--time-axis", min=0, help="The output's axis of time; batch is 0, or 1 where time is 0")
     ] = 1,
     output: Annotated[str | None, typer.Option("--output", help="Which output [default: the first]")] = None,
     window: Annotated[
         int, typer.Option("--window", min=1, help="Rows that the model takes at most; costs are counted for them")
     ] = 512,
+    ranges: Annotated[
+        list[str] | None, typer.Option("--range", help="NAME=LOW:HIGH: what an input's values lie between [repeatable]")
+    ] = None,
+    lengths: Annotated[
+        list[str] | None, typer.Option("--length", help="An input that holds how many rows are valid [repeatable]")
+    ] = None,
+    masks: Annotated[
+        list[str] | None, typer.Option("--mask", help="An input that is 1 at valid rows and 0 behind them [repeatable]")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show the graph from its output to the selection")] = False,
 ) -> None:
     """Take the wanted row of any ONNX model as early as its graph allows, and check that it is the same row."""
+    from build.reduce import Declared
     from build.reduction import reduce_file, show
 
+    declared = Declared.parse(ranges or (), lengths or (), masks or ())
     with bar("reduce") as update:
-        reduction, difference = reduce_file(model, out, select, time_axis, output, window, update)
-    show(reduction, difference, explain)
+        reduction, proof = reduce_file(model, out, select, time_axis, output, window, declared, update)
+    show(reduction, proof, explain)
     console.print(f"wrote {out}", highlight=False, soft_wrap=True)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from build.network import Network
 from build.reduce import narrow
-from build.reduce.shapes import load, open_session, save
+from build.reduce.file import load, open_session, save
 from ensemble.errors import LastrowError
 from ensemble.spec import OnnxNetwork, Spec
 

@@ -20,8 +20,8 @@ import onnxruntime.quantization as quantization
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from build.parity import open_core, probabilities
+from build.reduce.file import PROTOBUF_LIMIT, load, save, weights
 from build.reduce.rules import RECURRENT
-from build.reduce.shapes import PROTOBUF_LIMIT, load, save, weights
 from build.training import auc
 from ensemble.errors import LastrowError
 from ensemble.history import History
@@ -233,7 +233,7 @@ def cost(
             progress(part / len(precisions), precision)
             path = Path(folder) / f"{precision}.onnx"
             reduce = spec.reduce.model_copy(update={"length_aware": spec.reduce.length_aware and precision != "int8"})
-            core = cut(full.model.clone(), spec.model_copy(update={"reduce": reduce}))
+            core = cut(full.model.clone(), spec.model_copy(update={"reduce": reduce})).model
             save(lower(core, precision), path)
             answers[precision] = _predict(path, spec, histories, chosen)
     single = answers["float32"]

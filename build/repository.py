@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from ensemble.spec import ModuleNetwork, Spec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from build.reduce import Reduction
 
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 FINGERPRINT = "lastrow.fingerprint"
@@ -121,10 +123,11 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
     """Export, reduce, compare. Returns the core's files, weights first where they lie apart, and the largest difference."""
     from build import checkpoint as checkpoints
     from build import parity
+    from build.battery import prove
     from build.export import adopt, export, widen
     from build.precision import lower
     from build.progress import bar
-    from build.reduce.shapes import save
+    from build.reduce.file import save
 
     with bar("export to ONNX") as update:
         model = None if spec.network.type == "onnx" else checkpoints.load(checkpoint, spec)
@@ -132,37 +135,47 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
         full_file, core_file = aside / "full.onnx", aside / "model.onnx"
         save(full.model, full_file)
         update(0.7, "reduce")
-        core = cut(full.model, spec) if spec.reduce.where == "core" else full.model.clone()
+        reduction = cut(full.model, spec) if spec.reduce.where == "core" else None
+        core = full.model.clone() if reduction is None else reduction.model
+        save(core, aside / "cut.onnx")
         core = widen(lower(core, spec.export.precision), spec)
         save(core, core_file)
     with bar("parity") as update:
         differences = parity.check(model, full_file, core_file, spec, full.sigmoid, update)
         worst = max(d.value for d in differences)
         update(1.0, f"largest difference {worst:.1e}")
+    if reduction is not None:
+        with bar("cut against full") as update:
+            proof = prove(
+                full_file, aside / "cut.onnx", reduction.inputs, spec.tensors.all_logits.name, progress=update
+            )
+            update(1.0, f"largest difference {proof.difference:.1e}")
     core.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(worst)})
     save(core, core_file)
     return sorted(aside.glob(f"{core_file.name}*"), reverse=True), worst
 
 
-def cut(full: ir.Model, spec: Spec) -> ir.Model:
-    """The full model reduced to the last valid row, under the spec's names.
+def cut(full: ir.Model, spec: Spec) -> Reduction:
+    """The full model reduced to the last valid row, under the spec's names, its inputs as the spec declares them.
 
     Raises:
         ReductionError: its output is not [batch, time, problems], or it does not answer a cold start that the spec promises.
     """
     from build.export import finish
-    from build.reduce import ReductionError, reduce
+    from build.reduce import Declared, ReductionError, reduce
 
+    ids, responses = spec.tensors.recent_problem_ids.name, spec.tensors.recent_responses.name
     reduction = reduce(
         full,
         window=spec.model.window,
         index_name=spec.tensors.lengths.name,
         output_name=spec.tensors.logits.name,
         length_aware=spec.reduce.length_aware,
+        declared=Declared({ids: (0, spec.model.problems - 1), responses: (0, 1)}),
     )
     if spec.shortest_history == 0 and not reduction.empty:
         raise ReductionError(
             "the reduced model has no row before the first interaction to answer a cold start from; set "
             f"model.cold_start = false in the spec. The selection rests at {'; '.join(reduction.rests)}"
         )
-    return finish(reduction.model)
+    return replace(reduction, model=finish(reduction.model))

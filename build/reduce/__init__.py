@@ -7,7 +7,7 @@ values of attention, the steps of an LSTM) stays as it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,15 +29,17 @@ from onnx_ir.passes.common import (
 )
 from onnxscript import optimizer
 
-from build.reduce import shapes as measured
+from build.reduce import file
 from build.reduce.analysis import Analysis, Rest, analyse
 from build.reduce.cost import Cost, cost, tail
 from build.reduce.emitter import Emitter, typed
+from build.reduce.file import weights
+from build.reduce.inputs import Declared, Input, Inputs
 from build.reduce.layout import Kind, Layout, ReductionError
 from build.reduce.rules import RECURRENT, rule_for, spell
-from build.reduce.shapes import Dim, Shapes, fixed, weights
+from build.reduce.shapes import Dim, Shapes, fixed
 
-__all__ = ["Cost", "Reduction", "ReductionError", "Select", "narrow", "reduce"]
+__all__ = ["Cost", "Declared", "Inputs", "Reduction", "ReductionError", "Select", "narrow", "reduce"]
 
 Select = Literal["last", "row", "mean", "max"]
 
@@ -57,6 +59,7 @@ class Reduction:
         empty: whether it answers a learner without any valid row: from the state or the row that comes before all.
         trimmed: whether it leaves out the columns that no learner of a batch has.
         tail: the graph from the output to the rests, as text.
+        inputs: what the inputs of the full model are, as far as that is known.
     """
 
     model: ir.Model
@@ -68,6 +71,7 @@ class Reduction:
     empty: bool
     trimmed: bool
     tail: str
+    inputs: Inputs
 
 
 def reduce(
@@ -80,23 +84,25 @@ def reduce(
     index_name: str | None = None,
     output_name: str | None = None,
     length_aware: bool = True,
+    declared: Declared | None = None,
 ) -> Reduction:
     """Select in time at one output of a model and sink the selection.
 
     Args:
-        full: with an output [batch, time, ...], or [time, batch, ...] where time_axis is 0. Not changed.
+        full: with an output [batch, time, ...], or [time, batch, ...], or time further behind. Not changed.
         select: "last" valid row by the input `lengths`; "row" by the input `row`; "mean" or "max" over valid rows.
         output: which output is meant [default: the first]. The others are left out.
         window: rows that the model takes at most, for which costs are counted, where time is dynamic.
-        index_name: what the input `lengths` or `row` is called instead.
+        index_name: what the input `lengths` or `row` is called instead [default: where that is taken, with a number behind].
         output_name: what the output is called instead.
         length_aware: whether recurrent layers stop at the wanted row and columns behind it are left out, so that a short
             history is cheap; otherwise all of the window is computed.
+        declared: what the inputs hold.
 
     Raises:
         ReductionError: the model does not run, or its inputs or output do not have these axes.
     """
-    batch_axis = 1 - time_axis
+    batch_axis = 1 if time_axis == 0 else 0
     model = full.clone()
     graph = model.graph
     _check_opset(model)
@@ -107,26 +113,28 @@ def reduce(
             f"there is no output {output!r}; there are {', '.join(str(v.name) for v in graph.outputs)}"
         )
     graph.outputs[:] = [target]
+    labels = [getattr(size, "value", None) for size in target.shape or ()]
     _normalise(model)
     target = graph.outputs[0]
-    shapes = Shapes(model, batch_axis, time_axis, window)
-    dims = shapes.of(target)
-    if len(dims) < 2 or dims[time_axis] != shapes.time or dims[batch_axis] != shapes.batch:
+    inputs = Inputs.find(model, str(target.name), time_axis, window, declared, labels)
+    shapes = Shapes(model, inputs)
+    dims = shapes.of(target) if shapes.known(target) else ()
+    if len(dims) <= max(batch_axis, time_axis) or dims[time_axis] != shapes.time or dims[batch_axis] != shapes.batch:
         raise ReductionError(
             f"output {target.name!r} is {spell(dims, shapes)}; needed are batch as axis {batch_axis} and time as axis "
-            f"{time_axis}, of the same sizes as the first input's. Name another output or time axis"
+            f"{time_axis}, of the same sizes as an input's. Name another output or time axis; of a model that selects its "
+            "row itself, export what it selects from"
         )
     if select == "mean" and target.dtype is not None and not target.dtype.is_floating_point():
         raise ReductionError(f"output {target.name!r} is of integers, of which a mean is none; select last, row or max")
     time = window if not fixed(shapes.time) else shapes.time[0]
     before = cost(graph, shapes, time)
 
-    name = index_name or ("row" if select == "row" else "lengths")
-    if any(v.name == name for v in graph.inputs):
+    name, taken = index_name or ("row" if select == "row" else "lengths"), {str(v.name) for v in graph.inputs}
+    if index_name in taken:
         raise ReductionError(f"the model has an input {name!r} already; give the new one another name")
-    axes = graph.inputs[0].shape
-    assert axes is not None  # Shapes has read them
-    batch = axes[batch_axis]
+    name = next(free for free in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if free not in taken)
+    batch = _batch(graph, inputs)
     lengths = ir.Value(name=name, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT32))
     kind: Kind = "row" if select == "last" else select
     emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
@@ -149,9 +157,17 @@ def reduce(
     trimmed = length_aware and _trim(found, graph, answer, shapes, emitter)
     narrow(model)
     _finish(model, answer, valid)
-    after_shapes = Shapes(model, batch_axis, time_axis, window, last=(str(lengths.name), -1 if select == "row" else 0))
+    index = Input(
+        str(lengths.name),
+        np.dtype(np.int32),
+        ("batch",),
+        role="row" if select == "row" else "length",
+        known="the index",
+    )
+    kept_inputs = [each for each in inputs.every if any(v.name == each.name for v in graph.inputs)]
+    after_shapes = Shapes(model, replace(inputs, every=(*kept_inputs, index)), full=True)
     reasons = {r.value: r.reason for r in found.rests}
-    taken = {
+    taken_rows = {
         str(row.name): (f"{value.name} {spell(shapes.of(value), shapes)}", reasons[value])
         for row, value in emitter.taken.items()
     }
@@ -164,8 +180,17 @@ def reduce(
         time=time,
         empty=_answers_empty(found, emitter, select),
         trimmed=trimmed,
-        tail=tail(graph, taken, after_shapes),
+        tail=tail(graph, taken_rows, after_shapes),
+        inputs=inputs,
     )
+
+
+def _batch(graph: ir.Graph, inputs: Inputs) -> int | ir.SymbolicDim:
+    """The size of the learners' axis, as the file has it."""
+    for value, each in zip(graph.inputs, inputs.every, strict=True):
+        if value.shape is not None and "batch" in each.axes:
+            return value.shape[each.axes.index("batch")]
+    return inputs.fixed["batch"]
 
 
 def _grows(dim: Dim, shapes: Shapes) -> bool:
@@ -244,7 +269,7 @@ def _check_opset(model: ir.Model) -> None:
 
 def _is_valid(model: ir.Model) -> bool:
     """Whether onnx.checker accepts the model. It knows nothing of operators that ONNX Runtime's own optimiser leaves."""
-    if weights(model) >= measured.PROTOBUF_LIMIT:
+    if weights(model) >= file.PROTOBUF_LIMIT:
         return False
     try:
         CheckerPass(full_check=True)(model)
@@ -261,14 +286,34 @@ def _normalise(model: ir.Model) -> None:
     for node in model.graph:
         for value in node.outputs:
             value.shape = None  # exporters note sizes that only the example had; folding would believe them
-    if weights(model) < measured.PROTOBUF_LIMIT:
+    if weights(model) < file.PROTOBUF_LIMIT:
         optimizer.fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         _untype_sequences(model.graph)
     OutputFixPass()(model)
-    IdentityEliminationPass()(model)
+    _eliminate_identities(model)
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
+
+
+def _eliminate_identities(model: ir.Model) -> None:
+    """Leave out what only renames; but a branch or a body that answers a tensor from outside needs an Identity for that."""
+    IdentityEliminationPass()(model)
+    for node in list(model.graph.all_nodes()):
+        for attribute in node.attributes.values():
+            if attribute.type != ir.AttributeType.GRAPH:
+                continue
+            inner = attribute.as_graph()
+            for number, value in enumerate(inner.outputs):
+                maker = value.producer()
+                if (maker is None or maker.graph is not inner) and value not in inner.inputs:
+                    kept = ir.node("Identity", [value])
+                    kept.outputs[0].name, kept.outputs[0].type = (
+                        f"{value.name}_of_{node.name or 'branch'}_{number}",
+                        value.type,
+                    )
+                    inner.append(kept)
+                    inner.outputs[number] = kept.outputs[0]
 
 
 def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:
@@ -389,7 +434,7 @@ def _trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, em
 
 def _finish(model: ir.Model, answer: ir.Value, valid: bool) -> None:
     TopologicalSortPass()(model)
-    IdentityEliminationPass()(model)
+    _eliminate_identities(model)
     _drop_zero_states(model.graph)
     RemoveUnusedNodesPass()(model)
     CommonSubexpressionEliminationPass()(model)
@@ -399,7 +444,7 @@ def _finish(model: ir.Model, answer: ir.Value, valid: bool) -> None:
                 value.shape = value.type = None  # noted for the model as it was
     DeduplicateInitializersPass()(model)
     RemoveUnusedOpsetsPass()(model)
-    if weights(model) < measured.PROTOBUF_LIMIT:  # both write the model out, which protobuf cannot do beyond
+    if weights(model) < file.PROTOBUF_LIMIT:  # both write the model out, which protobuf cannot do beyond
         if valid:
             CheckerPass(full_check=True)(model)
         ShapeInferencePass()(model)

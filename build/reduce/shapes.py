@@ -1,28 +1,35 @@
-"""Every tensor's shape as the model runs, at a handful of batch sizes and lengths.
+"""Every tensor's shape as the model runs, at a handful of batch sizes, lengths and values.
 
 Shape inference gives up at what exporters write (shapes computed at run time, exporter-private operators), and an axis
 named in a file may be named wrongly. Running the model tells the truth for any operator that ONNX Runtime knows.
+
+A few small runs say how a size follows from batch and time. Others say whether it does: with other values at the same
+sizes, for a size may depend on what the inputs hold, and with the whole window, for it may follow time so far only.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from build.reduce.axes import BATCH, TIME
+from build.reduce.file import open_session, save
+from build.reduce.inputs import Inputs
 from build.reduce.layout import ReductionError
 
 Dim = tuple[int, ...]  # one axis' size in each of the runs
 
-# Distinct primes: a product of sizes tells which axes went into it. The last run checks what the others suggest.
-RUNS = ((2, 13), (3, 13), (2, 17), (3, 17), (5, 23))
-SHORT_RUNS = ((2, 3), (7, 3), (2, 5), (7, 5), (11, 6))  # for models that take no more rows than that
+# Distinct primes: a product of sizes tells which axes went into it. The fifth run checks what the others suggest, and the
+# last two have the sizes of earlier ones, with other values.
+RUNS = ((2, 13), (3, 13), (2, 17), (3, 17), (5, 23), (2, 13), (3, 17))
+SHORT_RUNS = ((2, 3), (7, 3), (2, 5), (7, 5), (11, 6), (2, 3), (7, 5))  # for models that take no more rows than that
+_OTHERS = (11, 7, 19, 5, 17, 23, 3, 13, 29, 2)  # sizes of further axes: they follow neither batch nor time
 _FEW = 16  # numbers in a tensor that may be a shape
-PROTOBUF_LIMIT = 1 << 30  # bytes of weights from which on they are kept beside the file: protobuf ends at 2 GiB
 
 
 class Shapes:
@@ -32,49 +39,42 @@ class Shapes:
         batch, time: the two sizes in each run.
     """
 
-    def __init__(
-        self, model: ir.Model, batch_axis: int, time_axis: int, window: int, last: tuple[str, int] | None = None
-    ) -> None:
+    def __init__(self, model: ir.Model, inputs: Inputs, full: bool = False) -> None:
         """Run the model.
 
         Args:
-            batch_axis, time_axis: of its first input, and by the names of these axes of every other.
-            window: rows that the model takes at most.
-            last: name of an input [batch] that says which row is wanted, and by how much it is off the number of rows
-                where that is the last one.
+            inputs: what it is fed with.
+            full: whether all histories are as long as time: what is a history's length, is then a number of rows.
 
         Raises:
-            ReductionError: an input's axis is neither, or the model does not run.
+            ReductionError: the model does not run.
         """
         self._values: dict[ir.Value, tuple[Dim, ...]] = {}
         self._timeless: set[ir.Value] = set()
-        inputs = _input_axes(model, batch_axis, time_axis)
-        first = next(iter(inputs.values()))
-        runs = [
-            (first[batch_axis] if isinstance(first[batch_axis], int) else batch,
-             first[time_axis] if isinstance(first[time_axis], int) else time)
-            for batch, time in (RUNS if window >= RUNS[-1][1] else SHORT_RUNS)
-        ]  # fmt: skip
-        self.batch: Dim = tuple(int(batch) for batch, _ in runs)
-        self.time: Dim = tuple(int(time) for _, time in runs)
+        near, far = _runs(inputs)
+        self.batch: Dim = tuple(batch for batch, _ in near + far)
+        self.time: Dim = tuple(time for _, time in near + far)
         self._basis = _basis(self.batch, self.time)
-        found, contents = [], []
+        self._coefficients: dict[Dim, tuple[int, int, int, int] | None] = {}
+        rng = np.random.default_rng(0)
+        sizes: list[dict[str, int]] = []
+        found: list[dict[str, tuple[int, ...]]] = []
+        contents: list[dict[str, bytes]] = []
         with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
-            session, names = _observed(model, Path(folder) / "model.onnx")
+            session, names = _observed(model, Path(folder) / "model.onnx", None)
             dtypes: dict[str, ir.DataType] = {}
-            for batch, time in zip(self.batch, self.time, strict=True):
-                feeds = {}
-                for name, axes in inputs.items():
-                    dtype = next(v.dtype for v in model.graph.inputs if v.name == name)
-                    sizes = [batch if a == "batch" else time if a == "time" else int(a) for a in axes]
-                    feeds[name] = _feed(dtype, sizes, time + last[1] if last and name == last[0] else None)
-                try:
-                    outputs = session.run(names, feeds)
-                except Exception as e:  # ONNX Runtime raises plain classes of its own without a common base
-                    raise ReductionError(
-                        f"the model does not run at batch {batch} and time {time}: {str(e).splitlines()[0]}. An axis "
-                        "that is fixed inside the graph has to be fixed in its inputs, or exported as dynamic"
-                    ) from e
+            for number, (batch, time) in enumerate(near + far):
+                if number == len(near):  # a whole window of every tensor would be much to keep
+                    del session
+                    session, names = _observed(model, Path(folder) / "sizes.onnx", found[0])
+                axes = inputs.sizes(batch, time, _others(inputs, number))
+                lengths = np.full(batch, time) if full else rng.integers(1, time + 1, batch)
+                feeds = inputs.draw(axes, lengths, rng)
+                outputs = run(session, feeds, axes) if number < len(near) else run_far(session, inputs, feeds, axes)
+                sizes.append(axes)
+                if number >= len(near):
+                    found.append({n: tuple(o.tolist()) for n, o in zip(names, outputs, strict=True)})
+                    continue
                 tensors = {n: o for n, o in zip(names, outputs, strict=True) if isinstance(o, np.ndarray)}
                 found.append({name: tensor.shape for name, tensor in tensors.items()})
                 contents.append({name: tensor.tobytes() for name, tensor in tensors.items() if tensor.size <= _FEW})
@@ -83,18 +83,19 @@ class Shapes:
             if value.dtype is None and value.name in dtypes:
                 value.dtype = dtypes[value.name]
             if value.name in found[0]:
-                if len({len(run[value.name]) for run in found}) == 1:
-                    self._values[value] = tuple(zip(*(run[value.name] for run in found), strict=True))
+                if len({len(shape[value.name]) for shape in found}) == 1:
+                    self._values[value] = tuple(zip(*(shape[value.name] for shape in found), strict=True))
             elif value.const_value is not None:
-                self._values[value] = _constant_shape(value.const_value, len(runs))
+                self._values[value] = _constant_shape(value.const_value, len(found))
             # The runs 0 and 2, and 1 and 3, differ in time alone.
             pairs = ((contents[0], contents[2]), (contents[1], contents[3]))
             if all(value.name in a and a[value.name] == b.get(value.name) for a, b in pairs):
                 self._timeless.add(value)
+        by_name = {each.name: each for each in inputs.every}
         for value in model.graph.inputs:
-            named = {"batch": self.batch, "time": self.time}
             self._values[value] = tuple(
-                named[axis] if isinstance(axis, str) else (axis,) * len(runs) for axis in inputs[str(value.name)]
+                tuple(axis if isinstance(axis, int) else named[axis] for named in sizes)
+                for axis in by_name[str(value.name)].axes
             )
 
     def of(self, value: ir.Value) -> tuple[Dim, ...]:
@@ -123,6 +124,11 @@ class Shapes:
 
     def coefficients(self, dim: Dim) -> tuple[int, int, int, int] | None:
         """(a, b, c, d) with dim = a + b batch + c time + d batch time in every run; None where there are no such."""
+        if dim not in self._coefficients:
+            self._coefficients[dim] = self._solved(dim)
+        return self._coefficients[dim]
+
+    def _solved(self, dim: Dim) -> tuple[int, int, int, int] | None:
         basis, columns = self._basis
         solution = np.rint(np.linalg.lstsq(basis, np.array(dim, float), rcond=None)[0]).astype(int)
         if (basis.astype(int) @ solution != np.array(dim)).any():
@@ -156,68 +162,8 @@ def times(a: Dim, b: Dim) -> Dim:
     return tuple(x * y for x, y in zip(a, b, strict=True))
 
 
-def weights(model: ir.Model) -> int:
-    """Bytes of the model's constants."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-
-
-def load(path: Path) -> ir.Model:
-    """Read a model, with weights that lie beside its file.
-
-    Raises:
-        ReductionError: it cannot be read, or says that its weights lie elsewhere than in its own folder.
-    """
-    try:
-        return ir.from_proto(onnx.load(path))  # onnx_ir's own reader would follow any path that the file names
-    except Exception as e:  # protobuf, file and external data errors have no common base
-        raise ReductionError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
-
-
-def save(model: ir.Model, path: Path) -> None:
-    """Write the model, its weights in a file beside it where protobuf could not hold them."""
-    ir.save(model, path, external_data=f"{path.name}.data" if weights(model) > PROTOBUF_LIMIT else None)
-
-
-def open_session(path: Path, optimised: bool = True) -> ort.InferenceSession:
-    """A session on the CPU that prints nothing: what goes wrong is raised, and the caller says it."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if not optimised:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _input_axes(model: ir.Model, batch_axis: int, time_axis: int) -> dict[str, list[int | str]]:
-    inputs = list(model.graph.inputs)
-    if not inputs or inputs[0].shape is None or len(inputs[0].shape) <= max(batch_axis, time_axis):
-        raise ReductionError(
-            f"the first input has to have the axes of batch ({batch_axis}) and time ({time_axis}); it is "
-            f"{inputs[0].shape if inputs else 'missing'}"
-        )
-    names = {_symbol(inputs[0].shape[axis]): meaning for axis, meaning in ((batch_axis, "batch"), (time_axis, "time"))}
-    axes: dict[str, list[int | str]] = {}
-    for value in inputs:
-        if value.shape is None:
-            raise ReductionError(f"input {value.name!r} has no shape")
-        axes[str(value.name)] = []
-        for axis, size in enumerate(value.shape):
-            position = {batch_axis: "batch", time_axis: "time"}.get(axis)
-            known = size if isinstance(size, int) else names.get(_symbol(size), position)
-            if known is None:
-                raise ReductionError(
-                    f"axis {axis} of input {value.name!r} ({size}) is neither the batch nor the time of the first input; "
-                    "fix its size in the file, or give both the same name"
-                )
-            axes[str(value.name)].append(known)
-    return axes
-
-
 def _constant_shape(tensor: ir.TensorProtocol, runs: int) -> tuple[Dim, ...]:
     return tuple((int(size),) * runs for size in tensor.shape.numpy())
-
-
-def _symbol(size: object) -> object:
-    return size if isinstance(size, int) else getattr(size, "value", None)
 
 
 def _basis(batch: Dim, time: Dim) -> tuple[np.ndarray, list[int]]:
@@ -229,29 +175,95 @@ def _basis(batch: Dim, time: Dim) -> tuple[np.ndarray, list[int]]:
     return np.stack([columns[c] for c in kept], axis=1), kept
 
 
-def _observed(model: ir.Model, path: Path) -> tuple[ort.InferenceSession, list[str]]:
-    """A session of the model that answers every intermediate tensor, and their names."""
+def _runs(inputs: Inputs) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Batch and time of the small runs, and of the ones that they are held against."""
+    window = inputs.window
+    near = RUNS if window >= max(time for _, time in RUNS) else SHORT_RUNS
+    far = ((3, window // 2 | 1), (2, window - 1), (1, window))
+    given = [
+        [(inputs.fixed.get(BATCH, b), inputs.fixed.get(TIME, min(t, window))) for b, t in runs] for runs in (near, far)
+    ]
+    return given[0], [(batch, time) for batch, time in given[1] if 0 < time <= window]
+
+
+def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
+    """What the session answers to those of the feeds that it takes, as the types that it takes.
+
+    Raises:
+        ReductionError: it does not run, at what sizes and why.
+    """
+    types = {value.name: _numpy(value.type) for value in session.get_inputs()}
+    try:
+        return session.run(None, {name: value.astype(types[name]) for name, value in feeds.items() if name in types})
+    except Exception as e:  # ONNX Runtime raises plain classes of its own without a common base
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ReductionError(f"the model does not run at {told}: {str(e).splitlines()[0]}") from e
+
+
+def run_far(
+    session: ort.InferenceSession, inputs: Inputs, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+) -> list[np.ndarray]:
+    """As `run`, where fewer rows are known to be taken: the refusal says how many are.
+
+    Raises:
+        ReductionError: it does not run.
+    """
+    try:
+        return run(session, feeds, sizes)
+    except ReductionError as e:
+        rng, failing = np.random.default_rng(0), sizes[TIME]
+        taken = 1
+        while TIME not in inputs.fixed and failing - taken > 1:
+            time = (taken + failing) // 2
+            try:
+                run(session, inputs.draw({**sizes, TIME: time}, np.full(sizes[BATCH], time), rng), sizes)
+                taken = time
+            except ReductionError:
+                failing = time
+        if taken == 1:
+            raise
+        raise ReductionError(
+            f"{e}. It takes histories of up to {taken} rows: give that as the window (--window {taken})"
+        ) from e
+
+
+def _numpy(kind: str) -> np.dtype:
+    """The numpy type of ONNX Runtime's "tensor(int64)"."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
+
+
+def _others(inputs: Inputs, number: int) -> list[int]:
+    """Sizes of the further axes in a run."""
+    return [min(_OTHERS[(number + n) % len(_OTHERS)], inputs.window) for n in range(len(inputs.others))]
+
+
+def _observed(
+    model: ir.Model, path: Path, known: dict[str, tuple[int, ...]] | None
+) -> tuple[ort.InferenceSession, list[str]]:
+    """A session of the model that answers every intermediate tensor, and their names; of `known` ones the shapes alone."""
     copy = model.clone()
     del copy.graph.outputs[:]
+    names = []
     for value in _values(copy):
-        if value.producer() is not None:
-            value.shape = None  # a note that is wrong would be an error
-            copy.graph.outputs.append(value)
+        if value.producer() is None or (known is not None and value.name not in known):
+            continue
+        value.shape = None  # a note that is wrong would be an error
+        names.append(str(value.name))
+        if known is not None:
+            node = ir.node("Shape", [value])
+            copy.graph.append(node)
+            node.outputs[0].name = f"{value.name}_shape_of_run"
+            node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+            value = node.outputs[0]
+        copy.graph.outputs.append(value)
     save(copy, path)
     try:
-        session = open_session(path, optimised=False)
+        return open_session(path, optimised=False), names
     except Exception as e:
         raise ReductionError(f"ONNX Runtime does not load the model: {str(e).splitlines()[0]}") from e
-    return session, [output.name for output in session.get_outputs()]
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
     graph = model.graph
     return [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs if v.name)]
-
-
-def _feed(dtype: ir.DataType | None, sizes: list[int], number: int | None) -> np.ndarray:
-    kind = (dtype or ir.DataType.FLOAT).numpy()
-    if number is not None:
-        return np.full(sizes, number, kind)
-    return np.ones(sizes, kind) if kind == np.bool_ else np.zeros(sizes, kind)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from build import repository
 from build.bench.device import as_triton_says
 from build.export import export
-from build.reduce.shapes import save
+from build.reduce.file import save
 from ensemble.spec import Spec
 from tests.conftest import resized, untrained
 
@@ -36,7 +36,7 @@ def spec_of(spec: Spec, network: str, device: str = "gpu") -> Spec:
 def core(request, spec, tmp_path_factory) -> tuple[Spec, Path]:
     made = spec_of(spec, request.param)
     path = tmp_path_factory.mktemp("core") / "core.onnx"
-    save(repository.cut(export(untrained(made), made).model, made), path)
+    save(repository.cut(export(untrained(made), made).model, made).model, path)
     return made, path
 
 

@@ -671,7 +671,7 @@ REFUSED = {
     "time elsewhere": (Case(Transposed, ""), {}, r"is \[time, batch, 13\]; .* Name another output or time axis"),
     "a time that the exporter fixed": (
         *(Case(partial(Encoder, True), ""), {}),
-        r"does not run at batch 2 and time 13: .* fixed in its inputs, or exported as dynamic",
+        r"does not run at batch 3, time 5: .* fixed in its inputs, or exported as dynamic",
     ),
     "no such output": (Case(Gated, ""), {"output": "third"}, r"no output 'third'; there are first_rows"),
     "a name that is taken": (Case(Gated, ""), {"index_name": "ids"}, "has an input 'ids' already"),

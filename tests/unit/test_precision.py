@@ -15,7 +15,7 @@ from build.export import export
 from build.network import create
 from build.parity import open_core, probabilities, windows
 from build.precision import FLOAT32, HALF, PrecisionError, cost, halve, lower, quantise
-from build.reduce.shapes import save
+from build.reduce.file import save
 from build.simulation import simulate
 from build.workspace import NETWORKS as DEFAULTS
 from ensemble.errors import SpecError
@@ -57,7 +57,7 @@ def test_the_answers_are_those_of_pytorch_in_float64(spec, network, size, whole,
     wanted = on_a_gpu(wanted, whole)
     model = untrained(wanted) if size == "small" else create(wanted).eval()
     full = export(model, wanted).model
-    core = repository.cut(full, wanted)
+    core = repository.cut(full, wanted).model
     save(core, tmp_path / "single.onnx")
     if whole:
         save(lower(core.clone(), "int8"), tmp_path / "eighth.onnx")
@@ -86,7 +86,7 @@ def test_the_answers_are_those_of_pytorch_in_float64(spec, network, size, whole,
 @pytest.mark.parametrize("network", NETWORKS)
 def test_float32_stays_where_it_matters(spec, network):
     wanted = on_a_gpu(resized(spec, network, problems=40, window=32))
-    core = halve(repository.cut(export(untrained(wanted), wanted).model, wanted))
+    core = halve(repository.cut(export(untrained(wanted), wanted).model, wanted).model)
     products = [node for node in core.graph if node.op_type in ("MatMul", "Gemm")]
     assert products
     assert all(value.dtype == HALF for node in products for value in node.inputs)
@@ -168,7 +168,7 @@ def test_a_precision_belongs_to_a_device_and_to_a_core_of_one_row(changes, remed
 )
 def test_int8_is_for_lstms_and_for_products_with_weights(spec, network, kept, quantised):
     wanted = in_int8(spec, network)
-    core = repository.cut(export(untrained(wanted), wanted).model, wanted)
+    core = repository.cut(export(untrained(wanted), wanted).model, wanted).model
     core.metadata_props["own"] = "kept"
     names = [value.name for value in [*core.graph.inputs, *core.graph.outputs]]
     made = quantise(core)
@@ -185,7 +185,7 @@ def test_int8_is_for_lstms_and_for_products_with_weights(spec, network, kept, qu
 def test_an_int8_core_remembers_nothing(spec, tmp_path):
     """What a run leaves in memory, long and short histories side by side, is no part of the next answer."""
     wanted = in_int8(spec)
-    core = repository.cut(export(untrained(wanted), wanted).model, wanted)
+    core = repository.cut(export(untrained(wanted), wanted).model, wanted).model
     save(quantise(core), tmp_path / "eighth.onnx")
     names = [value.name for value in core.graph.inputs]
     rng = np.random.default_rng(0)

@@ -14,7 +14,8 @@ from build import checkpoint, parity, repository
 from build.checkpoint import CheckpointError
 from build.export import export
 from build.parity import ParityError
-from build.reduce import ReductionError, shapes
+from build.reduce import Inputs, ReductionError
+from build.reduce import file as model_file
 from build.reduce.rules import RECURRENT
 from build.reduce.shapes import Shapes
 from build.reduction import reduce_file
@@ -32,7 +33,7 @@ def exported(request, spec, tmp_path_factory):
     model = untrained(small)
     full = export(model, small).model
     ir.save(full, folder / "full.onnx")
-    ir.save(repository.cut(full, small), folder / "core.onnx")
+    ir.save(repository.cut(full, small).model, folder / "core.onnx")
     return small, model, folder / "full.onnx", folder / "core.onnx"
 
 
@@ -63,7 +64,8 @@ def test_core_takes_int32_and_answers_one_row(exported):
 def test_no_tensor_of_the_core_has_every_row_of_every_problem(exported):
     spec, _, _, file = exported
     model = ir.load(file)
-    shapes = Shapes(model, 0, 1, spec.model.window, last=("lengths", 0))
+    window = spec.model.window
+    shapes = Shapes(model, Inputs.find(model, "logits", 1, window), full=True)
     for node in model.graph:
         for value in node.outputs:
             if value.name:
@@ -93,7 +95,7 @@ def test_a_core_that_computes_the_whole_window_answers_a_cold_start(spec, networ
     model = untrained(small)
     full = export(model, small).model
     ir.save(full, tmp_path / "full.onnx")
-    core = repository.cut(full, small)
+    core = repository.cut(full, small).model
     ir.save(core, tmp_path / "core.onnx")
     # What a captured CUDA graph may repeat: nothing stops at a length, or is as large as one says.
     assert not any(node.inputs[4:5] not in ((), (None,)) for node in core.graph if node.op_type in RECURRENT)
@@ -117,7 +119,7 @@ def test_what_lies_behind_the_length_changes_nothing(exported):
 
 def test_the_gate_names_the_stage_that_parts(exported, tmp_path):
     spec, model, full_file, _ = exported
-    other = repository.cut(export(untrained(spec, seed=1), spec).model, spec)
+    other = repository.cut(export(untrained(spec, seed=1), spec).model, spec).model
     ir.save(other, tmp_path / "core.onnx")
     with pytest.raises(ParityError, match=r"ONNX core.* parts from PyTorch full forward by .* at lengths \[1\]"):
         parity.check(model, full_file, tmp_path / "core.onnx", spec)
@@ -136,7 +138,7 @@ def test_the_cut_refuses_a_cold_start_that_the_model_cannot_give(small_spec):
     with pytest.raises(ReductionError, match=r"no row before the first interaction.*model.cold_start = false"):
         repository.cut(full, small_spec)
     warm = small_spec.model_copy(update={"model": small_spec.model.model_copy(update={"cold_start": False})})
-    assert [value.name for value in repository.cut(full, warm).graph.outputs] == ["logits"]
+    assert [value.name for value in repository.cut(full, warm).model.graph.outputs] == ["logits"]
 
 
 def test_build_writes_only_what_changed(small_spec, small_checkpoint, built):
@@ -193,7 +195,7 @@ def test_failed_parity_leaves_no_repository(small_spec, small_checkpoint, tmp_pa
 
 
 def test_weights_that_protobuf_cannot_hold_lie_beside_the_model(small_spec, small_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes, "PROTOBUF_LIMIT", 0)  # everything is too much
+    monkeypatch.setattr(model_file, "PROTOBUF_LIMIT", 0)  # everything is too much
     done = repository.build(small_spec, small_checkpoint, tmp_path / "models")
     assert {"core/1/model.onnx", "core/1/model.onnx.data"} <= set(done.changed)
     again = repository.build(small_spec, small_checkpoint, tmp_path / "models")
@@ -202,12 +204,12 @@ def test_weights_that_protobuf_cannot_hold_lie_beside_the_model(small_spec, smal
     assert core.stat().st_size < (core.parent / "model.onnx.data").stat().st_size
     session = ort.InferenceSession(str(core), providers=["CPUExecutionProvider"])
     assert session.get_outputs()[0].shape[1] == small_spec.model.problems
-    reduced, difference = reduce_file(_full(small_spec, tmp_path), tmp_path / "out" / "core.onnx", "last", window=32)
-    assert difference < 1e-5
+    reduced, proof = reduce_file(_full(small_spec, tmp_path), tmp_path / "out" / "core.onnx", "last", window=32)
+    assert proof.difference < 1e-5
     assert reduced.empty
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"core.onnx", "core.onnx.data"}
 
 
 def _full(spec, folder: Path) -> Path:
-    shapes.save(export(untrained(spec), spec).model, folder / "full.onnx")
+    model_file.save(export(untrained(spec), spec).model, folder / "full.onnx")
     return folder / "full.onnx"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from build.reduce import Reduction, Select, reduce
+from build.reduce import Declared, Reduction, Select, reduce
 
 SIZES = ((1, 1), (1, 7), (3, 1), (2, 29), (2, 5), (3, 4), (4, 19))  # batch, time
 SELECTS: tuple[Select, ...] = ("last", "row", "mean", "max")
@@ -89,7 +89,7 @@ def check(
     *,
     below: Mapping[str, int] | None = None,
     sizes: Sequence[tuple[int, int]] = SIZES,
-    window: int = 512,
+    window: int = TIME,
 ) -> Reduction:
     """Reduce the model and compare: reduced is full and then selected, at every size.
 
@@ -97,7 +97,9 @@ def check(
         below: what integers of an input stay below [default: 5].
     """
     before = ir.to_proto(model)
-    reduction = reduce(model, select=select, time_axis=time_axis, window=window)
+    named = {str(value.name) for value in model.graph.inputs}
+    declared = Declared({name: (0, number - 1) for name, number in (below or {}).items() if name in named})
+    reduction = reduce(model, select=select, time_axis=time_axis, window=window, declared=declared)
     assert ir.to_proto(model) == before, "the full model is changed"
     full, reduced = _session(before), _session(ir.to_proto(reduction.model))
     for number, (batch, time) in enumerate(sizes):

@@ -366,4 +366,4 @@ def test_a_reduced_random_graph_answers_what_the_full_one_does(select, data):
     if not time_axis:
         name = m.op("Transpose", name, perm=[1, 0, 2])
     sizes = [(batch if isinstance(batch, int) else b, t) for b, t in ((1, 1), (2, 13), (3, 5), (1, 23), (4, 2))]
-    check(m.model(m.op("Identity", name)), select, time_axis, sizes=sizes)
+    check(m.model(m.op("Identity", name)), select, time_axis, sizes=sizes, window=POSITIONS)
