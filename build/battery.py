@@ -71,18 +71,26 @@ class Proof:
         ]
 
 
+def times(window: int) -> list[int]:
+    """The lengths to compare at: short ones, odd ones, the window and one less.
+
+    >>> times(512)
+    [1, 2, 5, 17, 33, 64, 171, 257, 511, 512]
+    """
+    wanted = {1, 2, 5, 17, 33, 64, window // 3 | 1, window // 2 | 1, window - 1, window}
+    return sorted(time for time in wanted if 1 <= time <= window)
+
+
 def cases(inputs: Inputs) -> list[Case]:
     """The sizes to compare at: a seed makes each another one even where the file fixes all sizes.
 
     >>> [(case.batch, case.time) for case in cases(Inputs((), {}, 512))]
-    [(1, 1), (3, 2), (2, 5), (5, 17), (2, 33), (3, 64), (2, 171), (3, 257), (2, 511), (1, 512)]
+    [(1, 1), (3, 2), (2, 5), (5, 17), (2, 33), (3, 64), (1, 171), (3, 257), (2, 511), (1, 512)]
     """
     window = inputs.window
-    times = sorted({1, 2, 5, 17, 33, 64, window // 3 | 1, window // 2 | 1, window - 1, window})
-    times = [time for time in times if 1 <= time <= window]
     batches = [1, 3, 2, 5, 2, 3]
     found = []
-    for number, time in enumerate(times):
+    for number, time in enumerate(times(window)):
         batch = 1 if time == window else batches[number % len(batches)]
         # Of further axes one size that time has not; every third time the same, which is the commonest in use.
         further = [

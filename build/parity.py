@@ -11,6 +11,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from build.battery import times
 from build.network import Network
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
@@ -35,13 +36,13 @@ class Difference:
 
 
 def batches(spec: Spec) -> list[tuple[int, ...]]:
-    """Histories that parity is checked on: one learner each of 1, 2, 20, window - 1 and window, all at once, a cold start.
+    """Histories that parity is checked on: one learner each of the battery's lengths, all at once, a cold start.
 
     With buckets also the last length of each and the first of the next. Lengths that the window cannot hold are left out.
     """
     window = spec.model.window
     edges = [length for bucket in spec.model.buckets for length in (bucket, bucket + 1)]
-    lengths = sorted({length for length in (1, 2, 20, window - 1, window, *edges) if 1 <= length <= window})
+    lengths = sorted({length for length in (*times(window), *edges) if 1 <= length <= window})
     mixed = tuple(reversed(lengths))
     return [*((length,) for length in lengths), mixed, *([(0,)] if spec.shortest_history == 0 else [])]
 

@@ -14,8 +14,13 @@ from build.battery import HALF_TOLERANCE, TOLERANCE, Proof, prove
 from build.progress import answers
 from build.reduce import Declared, Reduction, ReductionError, Select, reduce
 from build.reduce.file import load, save
+from ensemble.errors import LastrowError
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+class PassError(ReductionError):
+    """The pass broke off at a model: a fault of this project's, not of the model."""
 
 
 def reduce_file(
@@ -37,14 +42,23 @@ def reduce_file(
         The reduction, and what was checked.
 
     Raises:
-        ReductionError: the file cannot be read, reduced or written, or the reduced model answers differently.
+        ReductionError: the file cannot be read, reduced or written, an input has to be declared, or the models part.
     """
     if select not in get_args(Select):
         raise ReductionError(f"--select {select}: allowed are {', '.join(get_args(Select))}")
     full = load(path)
     names = [str(value.name) for value in full.graph.outputs]
     kind = cast(Select, select)
-    reduction = reduce(full, select=kind, time_axis=time_axis, output=output, window=window, declared=declared)
+    try:
+        reduction = reduce(full, select=kind, time_axis=time_axis, output=output, window=window, declared=declared)
+    except LastrowError:
+        raise
+    except Exception as e:
+        # Passes over graphs of every origin meet what nobody thought of; a user needs no traceback to report it.
+        raise PassError(
+            f"the reduction fails on {path} by a fault of its own ({type(e).__name__}: {str(e).partition(chr(10))[0]}). "
+            "Nothing was written; please report it with the model"
+        ) from e
     progress(0.5, "compare")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

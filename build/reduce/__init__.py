@@ -451,11 +451,17 @@ def _finish(model: ir.Model, answer: ir.Value, valid: bool) -> None:
         _untype_sequences(model.graph)
 
 
+_SEQUENCES = ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceEmpty", "SequenceMap")
+
+
 def _untype_sequences(graph: ir.Graph) -> None:
-    """onnx-ir notes a sequence's type as its elements', and the file would not load."""
+    """onnx-ir notes a sequence's type as its elements', and the file would not load. Loops and branches answer some too."""
     for node in graph:
-        if node.op_type in ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceEmpty"):
-            node.outputs[0].type = node.outputs[0].shape = None
+        if node.op_type not in (*_SEQUENCES, "Loop", "If", "Scan", "Identity"):
+            continue
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None
 
 
 def _drop_zero_states(graph: ir.Graph) -> None:
