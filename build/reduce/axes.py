@@ -49,11 +49,13 @@ def find(
     main, places = _main(keys, time_axis)
     refusal = ""
     for groups in islice(_groupings(keys, places), _TRIES):
-        counts = [_sizes(groups, window, shift) for shift in (0, 1)]
+        counts = [_sizes(groups, window, again) for again in (False, True)]
+        shapes: list[tuple[int, ...]] = []
         try:
-            shapes = [_answer(model, session, output, keys, sizes, lowest) for sizes in counts]
+            for sizes in counts:
+                shapes.append(_answer(model, session, output, keys, sizes, lowest))
         except Exception as e:  # ONNX Runtime raises plain classes of its own without a common base
-            told = ", ".join(f"{_spelled(key)} {size}" for key, size in counts[0].items())
+            told = ", ".join(f"{_spelled(key)} {size}" for key, size in counts[len(shapes)].items())
             refusal = f"the model does not run at {told or 'the sizes in its file'}: {str(e).splitlines()[0]}"
             continue
         return _named(keys, main, places, groups, counts, shapes, labels, time_axis)
@@ -108,10 +110,12 @@ def _partitions(keys: list[Key]) -> list[list[list[Key]]]:
     return [[[first], *part] for part in rest] + joined
 
 
-def _sizes(groups: list[list[Key]], window: int, shift: int) -> dict[Key, int]:
-    """A size for each axis, one for each group; shift: another one than at 0."""
+def _sizes(groups: list[list[Key]], window: int, again: bool) -> dict[Key, int]:
+    """A size for each axis, one for each group; again: others, in the other order, as only a longer mask may run."""
     fitting = [size for size in _SIZES if size <= window] or [window]
-    return {key: fitting[(number + shift) % len(fitting)] for number, group in enumerate(groups) for key in group}
+    fitting = fitting[: len(fitting) // 2 * 2] or fitting  # of an odd number one group would have its size again
+    numbers = range(2 * len(groups) - 1, len(groups) - 1, -1) if again else range(len(groups))
+    return {key: fitting[number % len(fitting)] for number, group in zip(numbers, groups, strict=True) for key in group}
 
 
 def _answer(
