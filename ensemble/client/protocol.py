@@ -1,12 +1,10 @@
-"""gRPC clients of the ensemble, blocking and asyncio, over tritonclient's messages and stubs.
+"""What both clients share: how a request is built, an answer read, an error named and a retry timed.
 
-Both share how a request is built, an answer read, an error named and a retry timed; they differ in how they wait.
 Messages are written here and not by tritonclient's client, whose objects around every tensor cost 0.3 ms a request.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 import time
@@ -14,17 +12,16 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
+from ensemble.client.shared_memory import SharedMemory
 from ensemble.errors import DeadlineExceededError, InvalidRequestError, ServingError, UnavailableError
 from ensemble.history import PADDING, History, pad
-from ensemble.shared_memory import SharedMemory
 from ensemble.spec import Spec
 
 Message = service_pb2.ModelInferRequest
@@ -71,7 +68,7 @@ class Tls:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """A message for so many learners from number `first` on."""
 
     first: int
@@ -79,7 +76,7 @@ class _Request:
     message: service_pb2.ModelInferRequest
 
 
-class _Protocol:
+class Protocol:
     """What both clients know: the spec, the deadline, the retries, and how to speak with the ensemble."""
 
     def __init__(self, url: str, spec: Spec | None, deadline_s: float, retries: int, tls: Tls | None) -> None:
@@ -102,7 +99,7 @@ class _Protocol:
         probabilities: bool,
         next_problems: bool,
         memory: SharedMemory | None = None,
-    ) -> Iterator[_Request]:
+    ) -> Iterator[Request]:
         """One request for every max_batch_size learners; with memory, each is to be answered before the next is made."""
         tensors, size = self.spec.tensors, self.spec.batching.max_batch_size
         wanted = [
@@ -133,7 +130,7 @@ class _Protocol:
                 message.raw_input_contents.extend(value.tobytes() for value in given.values())
             if memory is not None:
                 memory.want(message, learners)
-            yield _Request(start, learners, message)
+            yield Request(start, learners, message)
 
     def columns(self, answer: service_pb2.ModelInferResponse) -> list[np.ndarray | None]:
         """A reply's probabilities, next problems and their probabilities, [learners, ...]; None if not asked for."""
@@ -151,7 +148,7 @@ class _Protocol:
             rows += zip(*(column if column is not None else [None] * learners for column in columns), strict=True)
         return [_prediction(h.learner, *row) for h, row in zip(histories, rows, strict=True)]
 
-    def fail(self, error: grpc.RpcError, request: _Request | None = None) -> NoReturn:
+    def fail(self, error: grpc.RpcError, request: Request | None = None) -> NoReturn:
         """Raise the project's error for gRPC's. The server counts a request's learners from 0; the call's are others."""
         status, text = error.code().name, error.details()
         first = request.first if request else 0
@@ -165,7 +162,7 @@ class _Protocol:
             raise InvalidRequestError(text + counted + named, status) from error
         raise ServingError(f"{self.url}: {text}{named}", status) from error
 
-    def retry_after(self, error: grpc.RpcError, tries: int, deadline: float, request: _Request | None = None) -> float:
+    def retry_after(self, error: grpc.RpcError, tries: int, deadline: float, request: Request | None = None) -> float:
         """Seconds to wait before the next try; raises the error where there is none.
 
         Only what the server has not begun with is tried again, and not by a client closed meanwhile. The waits double
@@ -181,223 +178,6 @@ class _Protocol:
     def deadline(self, deadline_s: float | None) -> float:
         """The moment, on the monotonic clock, at which a call has to be over, every retry included."""
         return time.monotonic() + (self.deadline_s if deadline_s is None else deadline_s)
-
-
-class Client(_Protocol):
-    """A blocking client; one channel for its whole life, which threads may share.
-
-    With shared_memory, on the server's host, tensors do not go through the socket; such a client belongs to one thread.
-
-    Example:
-        with Client("127.0.0.1:8001") as client:
-            answer = client.predict(History("ada", [17, 4, 4], [1, 0, 1]), next_problems=True)
-            answer.probabilities[17], answer.next_problem_ids
-
-    Raises, from predict and status:
-        InvalidRequestError: the server refused the request; its message says what is allowed.
-        DeadlineExceededError: deadline_s, in seconds and for all tries together, is over.
-        UnavailableError: the server cannot be reached or sheds load, after `retries` more tries.
-        ServingError: anything else the server answers.
-    """
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        spec: Spec | None = None,
-        deadline_s: float = 10.0,
-        retries: int = 3,
-        tls: Tls | None = None,
-        shared_memory: bool = False,
-    ) -> None:
-        super().__init__(url, spec, deadline_s, retries, tls)
-        if self._credentials is None:
-            self._channel = grpc.insecure_channel(url, self._limits)
-        else:
-            self._channel = grpc.secure_channel(url, self._credentials, self._limits)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._memory = None
-        if shared_memory:
-            try:
-                self._memory = SharedMemory(self._stub, self.spec)
-            except grpc.RpcError as e:
-                self._channel.close()
-                if "restricted" in str(e.details()):
-                    raise UnavailableError(
-                        f"{url} keeps shared memory closed; serve with `make serve OPEN=shared-memory`, or leave "
-                        "shared_memory out",
-                        e.code().name,
-                    ) from e
-                self.fail(e)
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel."""
-        self._closed = True
-        try:
-            if self._memory is not None:
-                self._memory.close()
-        finally:
-            self._channel.close()
-
-    @overload
-    def predict(
-        self, history: History, *, probabilities: bool = ..., next_problems: bool = ..., deadline_s: float | None = ...
-    ) -> Prediction: ...
-    @overload
-    def predict(
-        self,
-        history: Sequence[History],
-        *,
-        probabilities: bool = ...,
-        next_problems: bool = ...,
-        deadline_s: float | None = ...,
-    ) -> list[Prediction]: ...
-    def predict(
-        self,
-        history: History | Sequence[History],
-        *,
-        probabilities: bool = True,
-        next_problems: bool = False,
-        deadline_s: float | None = None,
-    ) -> Prediction | list[Prediction]:
-        """Ask for one learner, or for many of unequal history; only what is asked for is computed and sent."""
-        histories = [history] if isinstance(history, History) else history
-        deadline = self.deadline(deadline_s)
-        requests = self.requests(histories, probabilities, next_problems, self._memory)
-        predictions = self.predictions(histories, [self._ask(request, deadline) for request in requests])
-        return predictions[0] if isinstance(history, History) else predictions
-
-    def status(self) -> Status:
-        """Whether the server lives, and whether it and the model are ready."""
-        limit, name = self.deadline_s, self.spec.model.name
-        try:
-            live = self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=limit)
-            ready = self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=limit)
-            model = self._stub.ModelReady(service_pb2.ModelReadyRequest(name=name), timeout=limit)
-            server = self._stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=limit)
-            versions: Sequence[str] = ()
-            if model.ready:
-                asked = service_pb2.ModelMetadataRequest(name=name)
-                versions = (self._stub.ModelMetadata(asked, timeout=limit)).versions
-        except grpc.RpcError as e:
-            self.fail(e)
-        return Status(live.live, ready.ready, model.ready, server.version, tuple(versions))
-
-    def _ask(self, request: _Request, deadline: float) -> list[np.ndarray | None]:
-        answer = self._infer(request, deadline)
-        if self._memory is None:
-            return self.columns(answer)
-        asked = {output.name for output in request.message.outputs}
-        return [self._memory.read(t, request.learners) if t.name in asked else None for t in self._outputs]
-
-    def _infer(self, request: _Request, deadline: float) -> Any:
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                return self._stub.ModelInfer(request.message, timeout=max(deadline - time.monotonic(), 1e-3))
-            except grpc.RpcError as e:
-                time.sleep(self.retry_after(e, tries, deadline, request))
-
-
-class AsyncClient(_Protocol):
-    """The asyncio client: as Client, with awaits; the requests for very many learners are under way at once.
-
-    Example:
-        async with AsyncClient("127.0.0.1:8001") as client:
-            answers = await client.predict(histories)
-    """
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        spec: Spec | None = None,
-        deadline_s: float = 10.0,
-        retries: int = 3,
-        tls: Tls | None = None,
-    ) -> None:
-        super().__init__(url, spec, deadline_s, retries, tls)
-        if self._credentials is None:
-            self._channel = grpc.aio.insecure_channel(url, self._limits)
-        else:
-            self._channel = grpc.aio.secure_channel(url, self._credentials, self._limits)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the channel."""
-        self._closed = True
-        await self._channel.close()
-
-    @overload
-    async def predict(
-        self, history: History, *, probabilities: bool = ..., next_problems: bool = ..., deadline_s: float | None = ...
-    ) -> Prediction: ...
-    @overload
-    async def predict(
-        self,
-        history: Sequence[History],
-        *,
-        probabilities: bool = ...,
-        next_problems: bool = ...,
-        deadline_s: float | None = ...,
-    ) -> list[Prediction]: ...
-    async def predict(
-        self,
-        history: History | Sequence[History],
-        *,
-        probabilities: bool = True,
-        next_problems: bool = False,
-        deadline_s: float | None = None,
-    ) -> Prediction | list[Prediction]:
-        """As Client.predict."""
-        histories = [history] if isinstance(history, History) else history
-        deadline = self.deadline(deadline_s)
-        requests = self.requests(histories, probabilities, next_problems)
-        answers = await asyncio.gather(*(self._infer(request, deadline) for request in requests))
-        predictions = self.predictions(histories, [self.columns(answer) for answer in answers])
-        return predictions[0] if isinstance(history, History) else predictions
-
-    async def status(self) -> Status:
-        """As Client.status."""
-        limit, name = self.deadline_s, self.spec.model.name
-        try:
-            live = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=limit)
-            ready = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=limit)
-            model = await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=name), timeout=limit)
-            server = await self._stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=limit)
-            versions: Sequence[str] = ()
-            if model.ready:
-                asked = service_pb2.ModelMetadataRequest(name=name)
-                versions = (await self._stub.ModelMetadata(asked, timeout=limit)).versions
-        except grpc.RpcError as e:
-            self.fail(e)
-        return Status(live.live, ready.ready, model.ready, server.version, tuple(versions))
-
-    async def _infer(self, request: _Request, deadline: float) -> Any:
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                return await self._stub.ModelInfer(request.message, timeout=max(deadline - time.monotonic(), 1e-3))
-            except grpc.RpcError as e:
-                await asyncio.sleep(self.retry_after(e, tries, deadline, request))
 
 
 def _unavailable(error: grpc.RpcError) -> bool:
