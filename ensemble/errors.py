@@ -24,7 +24,7 @@ class ServingError(LastrowError):
 
 
 class InvalidRequestError(ServingError):
-    """The server refused the request as malformed. Sending it again unchanged cannot succeed."""
+    """The request is malformed, by the server's word or the client's own. Sending it again unchanged cannot succeed."""
 
 
 class DeadlineExceededError(ServingError):
@@ -33,6 +33,13 @@ class DeadlineExceededError(ServingError):
 
 class UnavailableError(ServingError):
     """The server cannot be reached, is not ready, or sheds load; every allowed retry was used."""
+
+
+class ClosedClientError(ServingError):
+    """The client was closed, before the call or while it was under way; a new one is needed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "CANCELLED")
 
 
 class VocabularyError(LastrowError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, overload
@@ -11,13 +11,16 @@ from typing import Any, overload
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls
+from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, remaining
 from ensemble.history import History
 from ensemble.spec import Spec
 
 
 class AsyncClient(Protocol):
     """The asyncio client: as Client, with awaits; the requests for very many learners are under way at once.
+
+    It may be made anywhere and used in several event loops, one after the other or at once: each has a channel of its
+    own, made with its first call. When one request fails, or the caller is cancelled, the call's other requests are too.
 
     Example:
         async with AsyncClient("127.0.0.1:8001") as client:
@@ -34,11 +37,7 @@ class AsyncClient(Protocol):
         tls: Tls | None = None,
     ) -> None:
         super().__init__(url, spec, deadline_s, retries, tls)
-        if self._credentials is None:
-            self._channel = grpc.aio.insecure_channel(url, self._limits)
-        else:
-            self._channel = grpc.aio.secure_channel(url, self._credentials, self._limits)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._channels: dict[asyncio.AbstractEventLoop, tuple[grpc.aio.Channel, Any]] = {}
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -49,9 +48,16 @@ class AsyncClient(Protocol):
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel."""
-        self._closed = True
-        await self._channel.close()
+        """Close the channels. Calls that other tasks have under way, or are about to try again, end with an error."""
+        self._closed.set()
+        here = asyncio.get_running_loop()
+        for loop in list(self._channels):
+            channel, _ = self._channels.pop(loop)
+            if loop is here:
+                await channel.close()
+            else:
+                with contextlib.suppress(RuntimeError):  # that loop is closed; so is the channel once it is let go of
+                    loop.call_soon_threadsafe(_close, loop, channel)
 
     @overload
     async def predict(
@@ -77,32 +83,63 @@ class AsyncClient(Protocol):
         """As Client.predict."""
         histories = [history] if isinstance(history, History) else history
         deadline = self.deadline(deadline_s)
-        requests = self.requests(histories, probabilities, next_problems)
-        answers = await asyncio.gather(*(self._infer(request, deadline) for request in requests))
+        requests = list(self.requests(histories, probabilities, next_problems))
+        calls = [asyncio.ensure_future(self._call("ModelInfer", r.message, deadline, r)) for r in requests]
+        try:
+            answers = await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
         predictions = self.predictions(histories, [self.columns(answer) for answer in answers])
         return predictions[0] if isinstance(history, History) else predictions
 
     async def status(self) -> Status:
         """As Client.status."""
-        limit, name = self.deadline_s, self.spec.model.name
-        try:
-            live = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=limit)
-            ready = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=limit)
-            model = await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=name), timeout=limit)
-            server = await self._stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=limit)
-            versions: Sequence[str] = ()
-            if model.ready:
-                asked = service_pb2.ModelMetadataRequest(name=name)
-                versions = (await self._stub.ModelMetadata(asked, timeout=limit)).versions
-        except grpc.RpcError as e:
-            self.fail(e)
+        name, deadline = self.spec.model.name, self.deadline(None)
+        live = await self._call("ServerLive", service_pb2.ServerLiveRequest(), deadline)
+        ready = await self._call("ServerReady", service_pb2.ServerReadyRequest(), deadline)
+        model = await self._call("ModelReady", service_pb2.ModelReadyRequest(name=name), deadline)
+        server = await self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), deadline)
+        versions: Sequence[str] = ()
+        if model.ready:
+            asked = service_pb2.ModelMetadataRequest(name=name)
+            versions = (await self._call("ModelMetadata", asked, deadline)).versions
         return Status(live.live, ready.ready, model.ready, server.version, tuple(versions))
 
-    async def _infer(self, request: Request, deadline: float) -> Any:
+    async def _call(self, method: str, message: Any, deadline: float, request: Request | None = None) -> Any:
         tries = 0
         while True:
             tries += 1
+            self.check_open()
             try:
-                return await self._stub.ModelInfer(request.message, timeout=max(deadline - time.monotonic(), 1e-3))
-            except grpc.RpcError as e:
-                await asyncio.sleep(self.retry_after(e, tries, deadline, request))
+                return await getattr(self._stub(), method)(message, timeout=remaining(deadline))
+            except asyncio.CancelledError as e:
+                if not _cancelled():  # the channel's doing: it cancels its calls when it is closed
+                    self.check_open(e)
+                raise
+            except Exception as e:  # gRPC has no common class for what it raises when its channel is closed
+                wait = self.retry_after(e, tries, deadline, request)
+            await asyncio.sleep(wait)
+
+    def _stub(self) -> Any:
+        """This event loop's: a channel of asyncio belongs to the loop that it was made in."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._channels:
+            for other in [other for other in list(self._channels) if other.is_closed()]:
+                self._channels.pop(other, None)
+            if self._credentials is None:
+                channel = grpc.aio.insecure_channel(self.url, self._limits)
+            else:
+                channel = grpc.aio.secure_channel(self.url, self._credentials, self._limits)
+            self._channels[loop] = channel, service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return self._channels[loop][1]
+
+
+def _close(loop: asyncio.AbstractEventLoop, channel: grpc.aio.Channel) -> None:
+    loop.create_task(channel.close())
+
+
+def _cancelled() -> bool:
+    """Whether somebody cancels the running task. Python 3.10 does not tell."""
+    return getattr(asyncio.current_task(), "cancelling", int)() > 0

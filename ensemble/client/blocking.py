@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, overload
@@ -11,7 +10,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls
+from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, remaining
 from ensemble.client.shared_memory import SharedMemory
 from ensemble.errors import UnavailableError
 from ensemble.history import History
@@ -32,6 +31,7 @@ class Client(Protocol):
         InvalidRequestError: the server refused the request; its message says what is allowed.
         DeadlineExceededError: deadline_s, in seconds and for all tries together, is over.
         UnavailableError: the server cannot be reached or sheds load, after `retries` more tries.
+        ClosedClientError: the client was closed, perhaps meanwhile, by another thread.
         ServingError: anything else the server answers.
     """
 
@@ -74,8 +74,8 @@ class Client(Protocol):
         self.close()
 
     def close(self) -> None:
-        """Close the channel."""
-        self._closed = True
+        """Close the channel. Calls that other threads have under way, or are about to try again, end with an error."""
+        self._closed.set()
         try:
             if self._memory is not None:
                 self._memory.close()
@@ -112,32 +112,30 @@ class Client(Protocol):
 
     def status(self) -> Status:
         """Whether the server lives, and whether it and the model are ready."""
-        limit, name = self.deadline_s, self.spec.model.name
-        try:
-            live = self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=limit)
-            ready = self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=limit)
-            model = self._stub.ModelReady(service_pb2.ModelReadyRequest(name=name), timeout=limit)
-            server = self._stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=limit)
-            versions: Sequence[str] = ()
-            if model.ready:
-                asked = service_pb2.ModelMetadataRequest(name=name)
-                versions = (self._stub.ModelMetadata(asked, timeout=limit)).versions
-        except grpc.RpcError as e:
-            self.fail(e)
+        name, deadline = self.spec.model.name, self.deadline(None)
+        live = self._call("ServerLive", service_pb2.ServerLiveRequest(), deadline)
+        ready = self._call("ServerReady", service_pb2.ServerReadyRequest(), deadline)
+        model = self._call("ModelReady", service_pb2.ModelReadyRequest(name=name), deadline)
+        server = self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), deadline)
+        versions: Sequence[str] = ()
+        if model.ready:
+            versions = self._call("ModelMetadata", service_pb2.ModelMetadataRequest(name=name), deadline).versions
         return Status(live.live, ready.ready, model.ready, server.version, tuple(versions))
 
     def _ask(self, request: Request, deadline: float) -> list[np.ndarray | None]:
-        answer = self._infer(request, deadline)
+        answer = self._call("ModelInfer", request.message, deadline, request)
         if self._memory is None:
             return self.columns(answer)
         asked = {output.name for output in request.message.outputs}
         return [self._memory.read(t, request.learners) if t.name in asked else None for t in self._outputs]
 
-    def _infer(self, request: Request, deadline: float) -> Any:
+    def _call(self, method: str, message: Any, deadline: float, request: Request | None = None) -> Any:
         tries = 0
         while True:
             tries += 1
+            self.check_open()
             try:
-                return self._stub.ModelInfer(request.message, timeout=max(deadline - time.monotonic(), 1e-3))
-            except grpc.RpcError as e:
-                time.sleep(self.retry_after(e, tries, deadline, request))
+                return getattr(self._stub, method)(message, timeout=remaining(deadline))
+            except Exception as e:  # gRPC has no class for what it raises when its channel is closed
+                wait = self.retry_after(e, tries, deadline, request)
+            self._closed.wait(wait)

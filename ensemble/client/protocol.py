@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,13 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from ensemble.client.shared_memory import SharedMemory
-from ensemble.errors import DeadlineExceededError, InvalidRequestError, ServingError, UnavailableError
+from ensemble.errors import (
+    ClosedClientError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ServingError,
+    UnavailableError,
+)
 from ensemble.history import PADDING, History, pad
 from ensemble.spec import Spec
 
@@ -84,7 +91,7 @@ class Protocol:
         self.spec = spec or Spec.read()
         self.deadline_s = deadline_s
         self.retries = retries
-        self._closed = False  # by another thread, perhaps, while a call is under way
+        self._closed = threading.Event()  # set by another thread, perhaps, while a call is under way
         self._credentials = _credentials(tls)
         self._limits = _limits(self.spec)
         tensors = self.spec.tensors
@@ -162,15 +169,24 @@ class Protocol:
             raise InvalidRequestError(text + counted + named, status) from error
         raise ServingError(f"{self.url}: {text}{named}", status) from error
 
-    def retry_after(self, error: grpc.RpcError, tries: int, deadline: float, request: Request | None = None) -> float:
+    def check_open(self, error: BaseException | None = None) -> None:
+        """Raise ClosedClientError where the client is closed; what a call under way ended with then only follows from it."""
+        if self._closed.is_set():
+            raise ClosedClientError(f"this client of {self.url} is closed; make a new one") from error
+
+    def retry_after(self, error: Exception, tries: int, deadline: float, request: Request | None = None) -> float:
         """Seconds to wait before the next try; raises the error where there is none.
 
         Only what the server has not begun with is tried again, and not by a client closed meanwhile. The waits double
         and are spread at random, so that clients of a server that returns do not all come at once.
         """
-        if not _unavailable(error) or tries > self.retries or self._closed:
+        self.check_open(error)
+        if not isinstance(error, grpc.RpcError):
+            raise error
+        if not _unavailable(error) or tries > self.retries:
             self.fail(error, request)
-        wait = min(FIRST_BACKOFF_S * 2 ** (tries - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
+        doublings = min(tries - 1, 30)  # far beyond the longest wait; the power of a thousand tries is no float
+        wait = min(FIRST_BACKOFF_S * 2**doublings, LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         if time.monotonic() + wait >= deadline:
             self.fail(error, request)
         return wait
@@ -178,6 +194,11 @@ class Protocol:
     def deadline(self, deadline_s: float | None) -> float:
         """The moment, on the monotonic clock, at which a call has to be over, every retry included."""
         return time.monotonic() + (self.deadline_s if deadline_s is None else deadline_s)
+
+
+def remaining(deadline: float) -> float:
+    """Seconds from now to a moment on the monotonic clock, as a timeout for gRPC; over, it is as good as over."""
+    return max(deadline - time.monotonic(), 1e-3)
 
 
 def _unavailable(error: grpc.RpcError) -> bool:

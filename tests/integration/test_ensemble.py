@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import statistics
@@ -21,7 +22,7 @@ from build.bench.local import Local
 from build.parity import batches, windows
 from build.server import Server
 from ensemble.client import AsyncClient, Client
-from ensemble.errors import DeadlineExceededError, InvalidRequestError
+from ensemble.errors import ClosedClientError, DeadlineExceededError, InvalidRequestError
 from ensemble.history import History, pad
 from ensemble.spec import DEFAULT_SPEC
 from tests.conftest import Served, answer_of, learner
@@ -90,6 +91,53 @@ async def test_asyncio_gives_the_same(served: Served, client: Client):
         np.testing.assert_allclose(answer.probabilities, reference.probabilities, atol=1e-6)
     assert one.probabilities is None
     assert len(one.next_problem_ids) == served.spec.next_problems.count
+
+
+def test_one_asyncio_client_serves_several_event_loops(served: Served, client: Client):
+    asynchronous = AsyncClient(served.server.grpc_url, spec=served.spec)
+    reference = client.predict(learner(20)).probabilities
+
+    async def ask(times: int = 1) -> np.ndarray:
+        return [await asynchronous.predict(learner(20)) for _ in range(times)][-1].probabilities
+
+    for _ in range(3):  # one loop after another
+        np.testing.assert_array_equal(asyncio.run(ask()), reference)
+    with ThreadPoolExecutor(3) as pool:  # and at once
+        for found in pool.map(lambda _: asyncio.run(ask(20)), range(3)):
+            np.testing.assert_array_equal(found, reference)
+    asyncio.run(asynchronous.close())  # in a loop that it never asked in
+    with pytest.raises(ClosedClientError, match="is closed"):
+        asyncio.run(ask())
+
+
+async def test_what_another_event_loop_has_under_way_ends_when_the_client_is_closed(served: Served):
+    asynchronous = AsyncClient(served.server.grpc_url, spec=served.spec)
+    many = [learner(512, seed) for seed in range(320)]
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(lambda: asyncio.run(asynchronous.predict(many)))
+        await asyncio.sleep(0.3)
+        assert call.running()
+        await asynchronous.close()
+        with pytest.raises(ClosedClientError, match="is closed"):
+            await asyncio.wait_for(asyncio.wrap_future(call), 2)
+
+
+async def test_requests_of_one_call_end_together(served: Served):
+    """One is refused, or the caller is cancelled: nothing of the call goes on, in the client or before the server."""
+    many = [learner(512, seed) for seed in range(320)]
+    bad = [History("bad", [99999], [0]), *many]
+    async with AsyncClient(served.server.grpc_url, spec=served.spec) as asynchronous:
+        await asynchronous.predict(many[0])
+        with pytest.raises(InvalidRequestError, match="learner 0, position 0 is 99999"):
+            await asynchronous.predict(bad)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        call = asyncio.create_task(asynchronous.predict(many))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert (await asynchronous.predict(many[0])).probabilities is not None
 
 
 def test_padding_changes_no_bit(served: Served):

@@ -1,10 +1,13 @@
 """The client without a server: refusals before sending, retries that end, and errors that say why."""
 
+import asyncio
 import concurrent.futures
+import math
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -12,7 +15,14 @@ import pytest
 
 from build.server import free_ports
 from ensemble.client import AsyncClient, Client, Tls
-from ensemble.errors import DeadlineExceededError, InvalidRequestError, ServingError, UnavailableError
+from ensemble.client.protocol import LONGEST_BACKOFF_S
+from ensemble.errors import (
+    ClosedClientError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ServingError,
+    UnavailableError,
+)
 from ensemble.history import History
 
 HISTORY = History("ada", [1, 2], [0, 1])
@@ -75,17 +85,70 @@ def test_errors_by_status(nowhere, status, details, error):
                 client.retry_after(found, 1, time.monotonic() + 60)
 
 
-def test_a_client_closed_meanwhile_is_named_and_does_not_try_again(nowhere):
-    """A server that never answers: the call is under way when another thread closes its client."""
+@pytest.fixture
+def mute(nowhere) -> Iterator[str]:
+    """Where a server takes connections and never answers."""
     with socket.create_server(("127.0.0.1", int(nowhere.rpartition(":")[2]))):
-        client = Client(nowhere, deadline_s=20)
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            call = pool.submit(client.predict, HISTORY)
-            time.sleep(0.2)
-            assert call.running()
-            client.close()
-            with pytest.raises(UnavailableError, match="Channel closed"):
-                call.result(5)
+        yield nowhere
+
+
+def test_a_closed_client_says_so(nowhere):
+    client = Client(nowhere)
+    client.close()
+    client.close()
+    for call in (lambda: client.predict(HISTORY), client.status):
+        with pytest.raises(ClosedClientError, match=rf"client of {nowhere} is closed; make a new one"):
+            call()
+
+
+async def test_a_closed_asyncio_client_says_so(nowhere):
+    client = AsyncClient(nowhere)
+    with pytest.raises(UnavailableError):
+        await client.predict(HISTORY, deadline_s=0.1)
+    await client.close()
+    await client.close()
+    for call in (lambda: client.predict(HISTORY), client.status):
+        with pytest.raises(ClosedClientError, match=rf"client of {nowhere} is closed; make a new one"):
+            await call()
+
+
+@pytest.mark.parametrize("server", ["mute", "nowhere"], ids=["under way", "before the next try"])
+def test_a_client_closed_meanwhile_is_named_and_does_not_try_again(server, request):
+    client = Client(request.getfixturevalue(server), deadline_s=20, retries=1000)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        call = pool.submit(client.predict, HISTORY)
+        time.sleep(0.4)
+        assert call.running()
+        client.close()
+        with pytest.raises(ClosedClientError, match="is closed"):
+            call.result(0.25)  # at once, though the waits have become longer
+
+
+@pytest.mark.parametrize("server", ["mute", "nowhere"], ids=["under way", "before the next try"])
+async def test_so_is_an_asyncio_client(server, request):
+    client = AsyncClient(request.getfixturevalue(server), deadline_s=20, retries=1000)
+    call = asyncio.create_task(client.predict(HISTORY))
+    await asyncio.sleep(0.4)
+    assert not call.done()
+    await client.close()
+    with pytest.raises(ClosedClientError, match="is closed"):
+        await asyncio.wait_for(call, 2 * LONGEST_BACKOFF_S)
+
+
+async def test_a_caller_that_is_cancelled_is_not_told_of_anything_else(mute):
+    async with AsyncClient(mute, deadline_s=20) as client:
+        call = asyncio.create_task(client.predict(HISTORY))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def test_the_waits_stay_short_however_many_there_were(nowhere):
+    unavailable = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+    with Client(nowhere, retries=10_000) as client:
+        assert client.retry_after(unavailable, 5_000, math.inf) <= LONGEST_BACKOFF_S
 
 
 def test_missing_certificates_are_named(tmp_path: Path):
