@@ -28,8 +28,8 @@ class Client(Protocol):
             answer.probabilities[17], answer.next_problem_ids
 
     Raises, from predict and status:
-        InvalidRequestError: the server refused the request; its message says what is allowed.
-        DeadlineExceededError: deadline_s, in seconds and for all tries together, is over.
+        InvalidRequestError: the server refused the request, or the client did; its message says what is allowed.
+        DeadlineExceededError: deadline_s, in seconds and for all tries together, is over; math.inf: there is none.
         UnavailableError: the server cannot be reached or sheds load, after `retries` more tries.
         ClosedClientError: the client was closed, perhaps meanwhile, by another thread.
         ServingError: anything else the server answers.

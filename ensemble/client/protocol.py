@@ -6,7 +6,10 @@ Messages are written here and not by tritonclient's client, whose objects around
 from __future__ import annotations
 
 import itertools
+import math
+import numbers
 import random
+import re
 import threading
 import time
 import uuid
@@ -34,10 +37,18 @@ from ensemble.spec import Spec
 Message = service_pb2.ModelInferRequest
 ENVELOPE = 64 * 1024  # bytes of a message beside its tensors
 DEFAULT_URL = "127.0.0.1:8001"
+LONGEST_DEADLINE_S = 366 * 24 * 3600.0  # longer ones are none: gRPC counts nanoseconds in 64 bits, and would overflow
+RESOLVERS = ("dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds")  # gRPC's own schemes of a URL
+LARGEST_MESSAGE = 2**31 - 1  # bytes; gRPC's own limit
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 1.0
 # How a server that stops refuses what it has not begun with, before its connections close: gRPC cancels what it had not
 # handed on (its issue 41785), and Triton does not find a model that it has taken down already.
 STOPPING = {"CANCELLED": "", "NOT_FOUND": "has no available versions"}
+# Where something takes the connection and closes it at the first words of gRPC.
+NO_GRPC = (
+    "; what listens there does not speak gRPC without TLS: is it the port of HTTP or of the metrics (Triton's own are 8000 "
+    "for HTTP, 8001 for gRPC, 8002 for metrics), or does it ask for TLS?"
+)
 
 
 @dataclass(frozen=True)
@@ -87,9 +98,9 @@ class Protocol:
     """What both clients know: the spec, the deadline, the retries, and how to speak with the ensemble."""
 
     def __init__(self, url: str, spec: Spec | None, deadline_s: float, retries: int, tls: Tls | None) -> None:
-        self.url = url
+        self.url = _endpoint(url)
         self.spec = spec or Spec.read()
-        self.deadline_s = deadline_s
+        self.deadline_s = _seconds(deadline_s)
         self.retries = retries
         self._closed = threading.Event()  # set by another thread, perhaps, while a call is under way
         self._credentials = _credentials(tls)
@@ -161,7 +172,8 @@ class Protocol:
         first = request.first if request else 0
         named = f" (request {request.message.id})" if request else ""
         if _unavailable(error):
-            raise UnavailableError(f"{self.url} is not available: {text}{named}", status) from error
+            hint = NO_GRPC if "failed to connect" in text and "Socket closed" in text else ""
+            raise UnavailableError(f"{self.url} is not available: {text}{hint}{named}", status) from error
         if status == "DEADLINE_EXCEEDED":
             raise DeadlineExceededError(f"{self.url} did not answer in time: {text}{named}", status) from error
         if status == "INVALID_ARGUMENT":
@@ -193,12 +205,34 @@ class Protocol:
 
     def deadline(self, deadline_s: float | None) -> float:
         """The moment, on the monotonic clock, at which a call has to be over, every retry included."""
-        return time.monotonic() + (self.deadline_s if deadline_s is None else deadline_s)
+        return time.monotonic() + (self.deadline_s if deadline_s is None else _seconds(deadline_s))
 
 
-def remaining(deadline: float) -> float:
+def remaining(deadline: float) -> float | None:
     """Seconds from now to a moment on the monotonic clock, as a timeout for gRPC; over, it is as good as over."""
-    return max(deadline - time.monotonic(), 1e-3)
+    return None if math.isinf(deadline) else max(deadline - time.monotonic(), 1e-3)
+
+
+def _seconds(deadline_s: object) -> float:
+    """A deadline, infinite where there is none."""
+    if not isinstance(deadline_s, numbers.Real) or isinstance(deadline_s, bool) or not float(deadline_s) > 0:
+        raise InvalidRequestError(
+            f"deadline_s is {deadline_s!r}; give seconds above 0, or math.inf for no deadline", "INVALID_ARGUMENT"
+        )
+    return float(deadline_s) if deadline_s <= LONGEST_DEADLINE_S else math.inf
+
+
+def _endpoint(url: object) -> str:
+    """The URL, if gRPC takes it for what was meant."""
+    example = f"give host:port of the server's gRPC endpoint, e.g. {DEFAULT_URL}"
+    if not isinstance(url, str):
+        raise InvalidRequestError(f"the URL is {url!r}; {example}", "INVALID_ARGUMENT")
+    scheme, named, _ = url.partition("://")
+    if named and scheme not in RESOLVERS:
+        raise InvalidRequestError(f"the URL is {url!r}; {example}, without {scheme}://", "INVALID_ARGUMENT")
+    if url.partition(":")[0] not in RESOLVERS and not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", url):
+        raise InvalidRequestError(f"the URL is {url!r}; {example}", "INVALID_ARGUMENT")
+    return url
 
 
 def _unavailable(error: grpc.RpcError) -> bool:
@@ -217,7 +251,10 @@ def _limits(spec: Spec) -> list[tuple[str, int]]:
         learners * sum(length * np.dtype(triton_to_np_dtype(tensor.dtype)).itemsize for tensor, length in lengths)
         for lengths in (columns, columns_back)
     )
-    return [("grpc.max_send_message_length", sent + ENVELOPE), ("grpc.max_receive_message_length", received + ENVELOPE)]
+    return [
+        ("grpc.max_send_message_length", min(sent + ENVELOPE, LARGEST_MESSAGE)),
+        ("grpc.max_receive_message_length", min(received + ENVELOPE, LARGEST_MESSAGE)),
+    ]
 
 
 def _credentials(tls: Tls | None) -> grpc.ChannelCredentials | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import statistics
 import urllib.error
 import urllib.request
@@ -22,7 +23,7 @@ from build.bench.local import Local
 from build.parity import batches, windows
 from build.server import Server
 from ensemble.client import AsyncClient, Client
-from ensemble.errors import ClosedClientError, DeadlineExceededError, InvalidRequestError
+from ensemble.errors import ClosedClientError, DeadlineExceededError, InvalidRequestError, UnavailableError
 from ensemble.history import History, pad
 from ensemble.spec import DEFAULT_SPEC
 from tests.conftest import Served, answer_of, learner
@@ -267,6 +268,23 @@ def test_the_deadline_covers_the_call(client: Client):
     with pytest.raises(DeadlineExceededError, match="did not answer in time"):
         client.predict(learner(512), deadline_s=0.001)
     assert client.predict(learner(512)).probabilities is not None
+
+
+@pytest.mark.parametrize("deadline", [math.inf, 1e10, 1e12, 1e300, 10, np.float32(10)])
+def test_any_longer_deadline_is_waited_for(served: Served, client: Client, deadline):
+    assert client.predict(learner(3), deadline_s=deadline).probabilities is not None
+    with Client(served.server.grpc_url, spec=served.spec, deadline_s=deadline) as patient:
+        assert patient.predict(learner(3)).probabilities is not None
+        assert patient.status() == client.status()
+
+
+def test_a_port_that_speaks_http_is_named(served: Served):
+    for url in (served.server.http_url, served.server.metrics_url[len("http://") : -len("/metrics")]):
+        with (
+            Client(url, spec=served.spec, retries=0) as lost,
+            pytest.raises(UnavailableError, match=r"does not speak gRPC .* is it the port of HTTP or of the metrics"),
+        ):
+            lost.predict(learner(3))
 
 
 def test_nothing_asked_for_is_an_error(client: Client):

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from build.server import free_ports
@@ -151,6 +153,56 @@ def test_the_waits_stay_short_however_many_there_were(nowhere):
         assert client.retry_after(unavailable, 5_000, math.inf) <= LONGEST_BACKOFF_S
 
 
+@pytest.mark.parametrize("deadline", [0, 0.0, -1, -math.inf, math.nan, np.float32("nan"), "10", True])
+def test_a_deadline_that_can_only_fail_is_refused(nowhere, deadline):
+    message = rf"deadline_s is {re.escape(repr(deadline))}; give seconds above 0, or math.inf"
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InvalidRequestError, match=message):
+            kind(nowhere, deadline_s=deadline)
+    with Client(nowhere) as client, pytest.raises(InvalidRequestError, match=message):
+        client.predict(HISTORY, deadline_s=deadline)
+
+
+async def test_an_asyncio_call_refuses_such_a_deadline_too(nowhere):
+    async with AsyncClient(nowhere) as client:
+        with pytest.raises(InvalidRequestError, match="deadline_s is nan"):
+            await client.predict(HISTORY, deadline_s=math.nan)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:8001", r"give host:port .*127\.0\.0\.1:8001, without http://$"),
+        ("https://example.org", "without https://$"),
+        ("grpc://127.0.0.1:8001", "without grpc://$"),
+        ("grpcs://127.0.0.1:8001", "without grpcs://$"),
+        ("127.0.0.1", "the URL is '127.0.0.1'; give host:port"),
+        ("127.0.0.1:8001/", "give host:port"),
+        ("127.0.0.1:8001/v2", "give host:port"),
+        ("127.0.0.1:8001\n", "give host:port"),
+        ("127.0.0.1:", "give host:port"),
+        ("", "the URL is ''; give host:port"),
+        (None, "the URL is None; give host:port"),
+    ],
+)
+def test_what_is_no_host_and_port_is_named(url, message):
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InvalidRequestError, match=message):
+            kind(url)
+
+
+@pytest.mark.parametrize("url", ["[::1]:1", "localhost:1", "dns:///localhost:1", "ipv4:127.0.0.1:1", "unix:/none"])
+def test_what_grpc_resolves_is_asked(url):
+    with Client(url, retries=0, deadline_s=2) as client, pytest.raises(UnavailableError, match="is not available"):
+        client.predict(HISTORY)
+
+
+def test_a_spec_of_very_large_messages_is_asked_for(spec, nowhere):
+    large = spec.model_copy(update={"batching": spec.batching.model_copy(update={"longest_history": 10**8})})
+    with Client(nowhere, spec=large, retries=0, deadline_s=2) as client, pytest.raises(UnavailableError):
+        client.predict(HISTORY)
+
+
 def test_missing_certificates_are_named(tmp_path: Path):
     with pytest.raises(ServingError, match=r"there is no root_certificates file .*absent\.pem"):
         Client(tls=Tls(root_certificates=tmp_path / "absent.pem"))
@@ -164,6 +216,8 @@ def test_missing_certificates_are_named(tmp_path: Path):
         (["predict", "-", "--spec", "absent.toml"], 1, "error: cannot read the spec absent.toml"),
         (["predict"], 2, "Missing argument"),
         (["status", "--url", "127.0.0.1:1", "--deadline", "1"], 1, "error: 127.0.0.1:1 "),
+        (["status", "--url", "http://127.0.0.1:1"], 1, "127.0.0.1:8001, without http://"),
+        (["status", "--deadline", "nan"], 2, "Invalid value for '--deadline'"),
     ],
 )
 def test_command_line_errors_are_one_line(arguments, code, message):
