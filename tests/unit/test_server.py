@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from build import server
-from build.server import ServerError, check_ports, failures, find, free_ports
+from build.server import ServerError, check_ports, failures, find, free_ports, installation, processes
 
 
 def executable(folder: Path) -> Path:
@@ -29,7 +29,7 @@ def test_the_server_on_the_path_comes_first(tmp_path, monkeypatch):
 
 def test_our_own_launcher_is_not_taken_for_one(tmp_path, monkeypatch):
     ours = executable(tmp_path / "bin")
-    monkeypatch.setattr(server.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(installation.sys, "prefix", str(tmp_path))
     monkeypatch.setenv("PATH", str(ours.parent))
     assert find().embedded
 
@@ -46,14 +46,14 @@ def test_the_embedded_server_is_whole(monkeypatch):
 
 def test_numpy_2_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", os.defpath)
-    monkeypatch.setattr(server.importlib.metadata, "version", lambda _: "2.1.0")
+    monkeypatch.setattr(installation.importlib.metadata, "version", lambda _: "2.1.0")
     with pytest.raises(ServerError, match=r"numpy 2\.1\.0 is installed.*pip install 'numpy<2'"):
         find()
 
 
 def test_a_python_without_a_stub_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", os.defpath)
-    monkeypatch.setattr(server.sys, "version_info", type("V", (), {"major": 3, "minor": 99}))
+    monkeypatch.setattr(installation.sys, "version_info", type("V", (), {"major": 3, "minor": 99}))
     with pytest.raises(ServerError, match=r"no Python stub for 3\.99; use Python .*3\.10, 3\.11"):
         find()
 
@@ -63,9 +63,9 @@ def library(monkeypatch, tmp_path: Path) -> Path:
     """The folder of a Python whose library the loader does not know."""
     monkeypatch.setenv("PATH", os.defpath)
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    monkeypatch.setattr(server.ctypes.util, "find_library", lambda _: None)
-    monkeypatch.setattr(server.sysconfig, "get_config_var", lambda _: str(tmp_path))
-    monkeypatch.setattr(server.sys, "base_prefix", str(tmp_path / "base"))
+    monkeypatch.setattr(installation.ctypes.util, "find_library", lambda _: None)
+    monkeypatch.setattr(installation.sysconfig, "get_config_var", lambda _: str(tmp_path))
+    monkeypatch.setattr(installation.sys, "base_prefix", str(tmp_path / "base"))
     return tmp_path
 
 
@@ -77,7 +77,7 @@ def test_a_python_that_keeps_its_library_to_itself_is_told_to_the_stub(monkeypat
     assert find().environment["LD_LIBRARY_PATH"].endswith(f"nvidia_pytriton.libs:{library}")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library))  # then its place is the user's choice
     assert find().environment["LD_LIBRARY_PATH"].endswith(f"nvidia_pytriton.libs:{library}")
-    monkeypatch.setattr(server.ctypes.util, "find_library", lambda name: name)
+    monkeypatch.setattr(installation.ctypes.util, "find_library", lambda name: name)
     monkeypatch.delenv("LD_LIBRARY_PATH")
     assert find().environment["LD_LIBRARY_PATH"].endswith("nvidia_pytriton.libs")
 
@@ -104,7 +104,7 @@ def test_a_taken_port_is_named():
     ],
 )
 def test_a_stub_is_known_by_its_command_line(command, instance):
-    assert server._instance(command) == instance
+    assert processes._instance(command) == instance
 
 
 def test_why_models_did_not_load():
