@@ -6,10 +6,10 @@ And on SIGTERM its ensembles refuse the next step of requests that are half done
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
-import signal
 import sys
 import tempfile
 import threading
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
+from build.server.stop import StopRequest
 from ensemble.config import PREPROCESS
 
 DRAIN = "LASTROW_DRAIN"  # the environment variable that tells the preprocess step which file to look for
@@ -72,14 +73,13 @@ class Supervisor:
         model: str,
         ports: Ports,
         arguments: Sequence[str] = (),
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        say: Callable[[str], None] = lambda line: _write(f"{line}\n".encode()),
     ) -> None:
         self._arguments = [f"--model-repository={repository.resolve()}", *ports.arguments(), *arguments]
         self._repository = repository
         self._model = model
         self._ports = ports
         self._say = say
-        self._asked_to_stop = threading.Event()
 
     def run(self) -> int:
         """Serve. Returns the exit code: 0 after an orderly stop, else what ended the last server.
@@ -89,15 +89,13 @@ class Supervisor:
         """
         check_repository(self._repository)
         check_ports(self._arguments)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask_to_stop)
         failed, begun = 0, False
-        with tempfile.TemporaryDirectory(prefix="lastrow-serve-") as folder:
+        with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="lastrow-serve-") as folder:
             while True:
                 drain = Path(folder) / "drain"
                 running = _Running(self._arguments, drain, self._ports)
                 try:
-                    reason = self._watch(running)
+                    reason = self._watch(running, stop)
                     if reason is None:
                         return self._stop(running, drain)
                     failed, begun = 0, True
@@ -109,18 +107,13 @@ class Supervisor:
                     self._say(f"{e}; trying again")
                 finally:
                     running.processes.kill()
-                if self._asked_to_stop.wait(_pause(failed)):
+                if stop.wait(_pause(failed)):
                     return 0
 
-    def _ask_to_stop(self, number: int, _: object) -> None:
-        if self._asked_to_stop.is_set():  # asked a second time: at once
-            raise SystemExit(128 + number)
-        self._asked_to_stop.set()
-
-    def _watch(self, running: _Running) -> str | None:
+    def _watch(self, running: _Running, stop: StopRequest) -> str | None:
         """Wait until the server is ready, then until it breaks; why it broke, None where the supervisor is to stop."""
         start, ready = time.monotonic(), False
-        while not self._asked_to_stop.wait(LOOK_EVERY_S):
+        while not stop.wait(LOOK_EVERY_S):
             code = running.processes.returncode
             if code is not None:
                 if not ready:
@@ -168,8 +161,7 @@ class _Running:
         """Pass the server's log on, and keep the end of it: it says why models did not load."""
         with lines:
             for line in lines:
-                sys.stderr.buffer.write(line)
-                sys.stderr.buffer.flush()
+                _write(line)
                 self._log.append(line.decode(errors="replace"))
 
     def causes(self) -> str:
@@ -214,6 +206,18 @@ class _Running:
             return None
         finally:
             connection.close()
+
+
+def _write(line: bytes) -> None:
+    """To stderr. A reader that is gone, or a full disk, ends neither the server, whose log this is, nor its watch.
+
+    Past Python's own buffer, which would keep what could not be written, and fail over it again at the very end.
+    """
+    if sys.stderr is None:  # closed by whoever started this
+        return
+    with contextlib.suppress(OSError):
+        while line:
+            line = line[os.write(sys.stderr.fileno(), line) :]
 
 
 def _pause(failed: int) -> float:
