@@ -81,15 +81,20 @@ class Supervised:
 
 
 @contextlib.contextmanager
-def supervised(served: Served, folder: Path, *options: str, wait: bool = True) -> Iterator[Supervised]:
-    """What `make serve` runs, for a repository that is there."""
+def supervised(
+    served: Served, folder: Path, *options: str, wait: bool = True, output: int | None = None
+) -> Iterator[Supervised]:
+    """What `make serve` runs, for a repository that is there. output: a descriptor, in place of the log file."""
     http, grpc, metrics = free_ports(3)
     command = [sys.executable, "-m", "build", "serve", "--checkpoint", str(served.checkpoint)]
     command += ["--out", str(served.repository), "--http-port", str(http), "--grpc-port", str(grpc)]
     log = folder / "serve.log"
-    with log.open("wb") as output:
+    with log.open("wb") as file:
         process = subprocess.Popen(
-            [*command, "--metrics-port", str(metrics), *options], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            [*command, "--metrics-port", str(metrics), *options],
+            cwd=ROOT,
+            stdout=file if output is None else output,
+            stderr=subprocess.STDOUT,
         )
     found = Supervised(process, http, grpc, metrics, log)
     try:

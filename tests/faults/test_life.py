@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -142,6 +143,18 @@ def test_a_supervisor_that_is_killed_takes_its_server_along(served: Served, tmp_
         serving.process.wait()
         wait_until(lambda: not any(runs(p) for p in tree), STOPS_WITHIN_S, "its processes are gone")
     assert regions() <= before
+
+
+def test_who_stops_reading_the_log_ends_nothing(served: Served, tmp_path: Path):
+    read, write = os.pipe()
+    with supervised(served, tmp_path, output=write) as serving:
+        os.close(write)
+        os.close(read)  # what a pager or `head` does when it has seen enough
+        old = serving.server()
+        serving.stubs("core")[0].kill()
+        wait_until(lambda: not old.is_running() and serving.ready(), BACK_WITHIN_S, "service after core")
+        serving.process.send_signal(signal.SIGTERM)
+        assert serving.process.wait(STOPS_WITHIN_S) == 0
 
 
 def status(process: psutil.Process) -> str:
