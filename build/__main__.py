@@ -26,7 +26,9 @@ CheckpointFile = Annotated[
     Path | None,
     typer.Option("--checkpoint", help="A state_dict [default: the reference model, trained if it is not there]"),
 ]
-OutFolder = Annotated[Path | None, typer.Option("--out", help="The repository [default: models]")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="The repository [default: models for the default spec, else an artifact]")
+]
 DataFolder = Annotated[
     Path | None,
     typer.Option("--data", help="Folder of fold*.csv with real learners [default: simulated learners]"),

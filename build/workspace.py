@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomlkit
+from tomlkit.exceptions import TOMLKitError
 
 from build import ARTIFACTS, ROOT
+from build.progress import console
 from ensemble.errors import SpecError
 from ensemble.history import History
 from ensemble.spec import DEFAULT_SPEC, Spec
 
 SIMULATED_LEARNERS = 3000
+# The first lines of a derived spec. By the second one, a file that somebody has changed since is known.
+INTRODUCTION = (
+    "# Derived from ensemble/spec.toml. Change what you like: a changed file is used as it is, and not written again.\n"
+)
+STAMP = "# lastrow: "
 # The reference architectures. Attention pays for padding, a recurrent core does not: it stops where the history ends.
 NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
     "dkt": {"network": {"type": "dkt", "embedding": 256, "hidden": 256}},
@@ -67,7 +77,8 @@ def open_workspace(
     """Settle every path from the few that were given.
 
     Without a spec of its own, a model's numbers come from where they are known: the network's defaults, the data's number of
-    problems, the checkpoint's own dimensions. A copy of the default spec that says so is kept among the artifacts.
+    problems, the checkpoint's own dimensions. A copy of the default spec that says so is kept among the artifacts; once
+    somebody has changed it, it is theirs. models/ is the default's alone: every other repository is an artifact too.
 
     Args:
         network: a reference architecture, instead of the default spec's.
@@ -80,14 +91,14 @@ def open_workspace(
     _check_choice(spec, checkpoint, data, network, factory, device)
     folder = ARTIFACTS / "simulated"
     if data is not None:
-        folder = ARTIFACTS / (_safe(data.resolve().stem) + (f"-{learners}" if learners else ""))
+        folder = ARTIFACTS / (named(data.resolve().stem, data) + (f"-{learners}" if learners else ""))
     elif checkpoint is not None:
-        folder = ARTIFACTS / "brought" / _safe("-".join(checkpoint.resolve().parts[-2:]))
-    spec_file = spec or DEFAULT_SPEC
+        folder = ARTIFACTS / "brought" / named("-".join(checkpoint.resolve().parts[-2:]), checkpoint)
+    spec_file = DEFAULT_SPEC if spec is None or spec.resolve() == DEFAULT_SPEC.resolve() else spec
     tables: list[dict[str, dict[str, Any]]] = []
     if network is not None:
         tables.append(NETWORKS[network])
-        folder = folder / network
+        folder = folder / (f"{network}-{learners}" if learners and data is None else network)
     if data is not None and spec is None:
         tables.append({"model": {"problems": _problems(data, learners)}})
     if checkpoint is not None and spec is None and (network, data) == (None, None):
@@ -101,11 +112,15 @@ def open_workspace(
     read = Spec.read(spec_file)
     if data is None and network is None and checkpoint is None:
         folder = folder / (_size(read) + (f"-{learners}" if learners else ""))
+    if spec_file == DEFAULT_SPEC and (checkpoint, data, learners) == (None, None, None):
+        built = ROOT / "models"
+    else:
+        built = (spec_file.parent if tables else folder / named(spec_file.stem, spec_file)) / "models"
     return Workspace(
         spec=read,
         spec_file=spec_file,
         checkpoint=checkpoint or folder / "checkpoint.pt",
-        out=out or (ROOT / "models" if data is None else folder / "models"),
+        out=out or built,
         data=data,
         learners=learners,
         checkpoint_given=checkpoint is not None,
@@ -140,6 +155,11 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
+def named(name: str, path: Path) -> str:
+    """A folder's name for what lies at `path`: what is called the same elsewhere has another."""
+    return f"{_safe(name)}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+
+
 def _size(spec: Spec) -> str:
     network = spec.network.model_dump(exclude={"type", "factory"})
     kind = "" if spec.network.type == "dkt" else f"{spec.network.type}-"
@@ -153,7 +173,11 @@ def _problems(data: Path, learners: int | None) -> int:
 
 
 def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path) -> Path:
-    """The default spec with these tables' values, written only if it says something else than before."""
+    """The default spec with these tables' values, written only if it says something else than before.
+
+    Raises:
+        SpecError: somebody changed the file that is there, and it is not of what is asked for now.
+    """
     spec: dict[str, Any] = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
     for changes in tables:
         for name, values in changes.items():
@@ -170,9 +194,61 @@ def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path) -> Path:
     count = spec["next_problems"]
     count["count"] = min(count["count"], model["problems"])
     text, path = tomlkit.dumps(spec), folder / "spec.toml"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+    wanted = _facts(text)
+    if path.is_file():
+        stamp, found = _split(path.read_text(encoding="utf-8"))
+        if found == text and stamp.get("facts") == wanted:
+            return path
+        if found != text and stamp.get("sha256") != _digest(found):
+            _check_facts(path, found, stamp.get("facts", {}), wanted)
+            console.print(f"{path} was changed since it was derived: used as it is", highlight=False, soft_wrap=True)
+            return path
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    stamp = {"sha256": _digest(text), "facts": wanted}
+    aside.write_text(f"{INTRODUCTION}{STAMP}{json.dumps(stamp)}\n{text}", encoding="utf-8")
+    aside.replace(path)
     return path
+
+
+def _facts(text: str) -> dict[str, Any]:
+    """What a derived spec owes to its checkpoint, data or network, by key: all else in it is a choice."""
+    spec = tomlkit.parse(text).unwrap()
+    model = {f"model.{key}": spec["model"][key] for key in ("problems", "window")}
+    network = {f"network.{key}": value for key, value in spec["network"].items()}
+    return {**model, **network, "steps.core.device": spec["steps"]["core"].get("device", "cpu")}
+
+
+def _split(text: str) -> tuple[dict[str, Any], str]:
+    """What a derived spec says of itself, the digest of what was written and of which facts, and the spec."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) < 2 or not lines[1].startswith(STAMP):
+        return {}, text
+    try:
+        return json.loads(lines[1].removeprefix(STAMP)), "".join(lines[2:])
+    except ValueError:
+        return {}, text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_facts(path: Path, text: str, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """A changed spec may say what it likes, as long as nothing that it was derived from has become something else."""
+    try:
+        said = _facts(text)
+    except (TOMLKitError, KeyError, TypeError, AttributeError) as e:
+        raise SpecError(
+            f"{path} was changed since it was derived, and is no whole spec now ({e}): mend it, or remove it"
+        ) from e
+    others = [
+        f"{key} is {said.get(key)} in it and {value} now"
+        for key, value in wanted.items()
+        if said.get(key) != value and before.get(key) != value
+    ]
+    if others:
+        raise SpecError(
+            f"{path} was changed since it was derived, and does not fit any more: {', '.join(others)}. Move it away to have "
+            "one derived anew, or give a spec as SPEC="
+        )

@@ -21,7 +21,7 @@ from build.analyzer.sweep import Sweep, SweepError
 from build.bench import contest, ladder, machine
 from build.bench.contest import Contender
 from build.progress import answers, bar, console
-from build.workspace import Workspace
+from build.workspace import Workspace, named
 from ensemble import config
 from ensemble.spec import Spec
 
@@ -222,7 +222,8 @@ def _gains(present: Contender, gains: Sequence[tuning.Gain]) -> Table:
 
 
 def _folder(workspace: Workspace) -> Path:
-    return ARTIFACTS / "analyzer" / workspace.spec_file.parent.name / workspace.spec_file.stem
+    spec_file = workspace.spec_file
+    return ARTIFACTS / "analyzer" / spec_file.parent.name / named(spec_file.stem, spec_file)
 
 
 def _say(text: str) -> None:

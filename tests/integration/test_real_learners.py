@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from build import ARTIFACTS, ROOT
+from build import ROOT
 from build.interactions import read_folds
+from build.workspace import open_workspace
 from tests.integration.test_cli import run
 
 DATA = Path(os.environ.get("LASTROW_DATA", ROOT.parent / "shared" / "data" / "assist2009_pid"))
@@ -27,7 +28,7 @@ def test_collapsing_leaves_the_published_numbers():
 
 
 def test_from_training_to_grpc_answers():
-    workspace = ARTIFACTS / f"assist2009_pid-{LEARNERS}"
+    workspace = open_workspace(data=DATA, learners=LEARNERS).checkpoint.parent
     if workspace.exists():
         shutil.rmtree(workspace)
     choice = ["--data", str(DATA), "--learners", str(LEARNERS)]
@@ -43,7 +44,7 @@ def test_from_training_to_grpc_answers():
 
 
 def test_served_and_offline_scores_are_the_same():
-    folder = ARTIFACTS / "assist2009_pid-200"
+    folder = open_workspace(data=DATA, learners=200).checkpoint.parent
     if folder.exists():
         shutil.rmtree(folder)
     choice = ["--data", str(DATA), "--learners", "200", "--networks", "gru", "--budget", "10", "--served", "300"]
