@@ -228,7 +228,7 @@ def digest(path: Path) -> str:
     if path.is_dir():
         files = [weights_file(path), *(path / name for name in (PYKT, COLLECTION) if (path / name).is_file())]
     elif path.suffix == ".onnx":
-        files += [file for file in _outside(path) if file.is_file()]
+        files += [file for file in outside(path) if file.is_file()]
     total = hashlib.sha256()
     for file in files:
         try:
@@ -240,7 +240,7 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _outside(path: Path) -> list[Path]:
+def outside(path: Path) -> list[Path]:
     """The files that an ONNX file keeps weights in; none where it cannot be read, which its reader says."""
     import onnx
     from google.protobuf.message import DecodeError

@@ -6,12 +6,13 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build import ROOT
-from build.checkpoint import digest
+from build import ROOT, manifest
+from build.checkpoint import digest, outside
 from ensemble import config
 from ensemble.errors import LastrowError
 from ensemble.spec import ModuleNetwork, Spec
@@ -40,27 +41,31 @@ class Built:
 
 
 def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
-    """Bring `out` to what spec and checkpoint ask for; writes only what differs.
+    """Bring `out` to what spec and checkpoint ask for; writes only what differs, and removes what an earlier build left.
 
-    Everything is made and checked in a folder beside `out` first: a failure leaves `out` as it was.
+    Everything is made and checked in a folder beside `out` first: a failure leaves `out` as it was. Models that somebody
+    else put there stay as they are.
 
     Raises:
         CheckpointError, ReductionError, ParityError: as their modules say.
-        RepositoryError: `out` cannot be written.
+        RepositoryError: `out` cannot be written, or has a model that would be overwritten and is not lastrow's.
     """
     wanted = fingerprint(spec, checkpoint)
     files = derived(spec)
     core = out / config.CORE / "1" / "model.onnx"
-    found = metadata(core)
+    found, weights = metadata(core), outside(core)
     try:
+        written = manifest.read(out)
+        _check_owner(out, files, written)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".lastrow-") as aside:
             moves: dict[Path, Path] = {}
-            if found.get(FINGERPRINT) != wanted:
+            if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in weights):
                 made, parity = _make_core(spec, checkpoint, wanted, Path(aside))
                 moves |= {core.with_name(file.name): file for file in made}
+                stale = [file for file in weights if FINGERPRINT in found and file not in moves]
             else:
-                parity = float(found[PARITY])
+                parity, stale = float(found[PARITY]), []
             for number, (name, content) in enumerate(files.items()):
                 target = out / name
                 if not target.is_file() or target.read_bytes() != content:
@@ -69,6 +74,9 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
             for target, source in moves.items():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
+            for file in stale:
+                file.unlink(missing_ok=True)
+            manifest.update(out, written, files)
     except OSError as e:
         raise RepositoryError(f"cannot write the repository {out}: {e.strerror} ({e.filename})") from e
     return Built(out, tuple(sorted(str(target.relative_to(out)) for target in moves)), parity)
@@ -82,6 +90,36 @@ def derived(spec: Spec) -> dict[str, bytes]:
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.
     files[f"{spec.model.name}/1/.gitkeep"] = b""
     return files
+
+
+def _check_owner(out: Path, files: Mapping[str, bytes], written: Mapping[str, str]) -> None:
+    """Nothing that somebody made is overwritten, or served beside what takes its place."""
+    models = sorted({Path(name).parts[0] for name in files})
+    for model in models:
+        if not _is_own(out, model, files):
+            raise RepositoryError(
+                f"{out / model} holds a model that lastrow did not write, and would be overwritten; move it away, or give "
+                "another folder as OUT="
+            )
+    for name in manifest.changed(out, written):
+        model = Path(name).parts[0]
+        if model not in models:
+            raise RepositoryError(
+                f"{out / name} was changed since lastrow wrote it, and belongs to a model that the spec no longer has; move "
+                f"{out / model} away"
+            )
+
+
+def _is_own(out: Path, model: str, files: Mapping[str, bytes]) -> bool:
+    """Whether a model's folder is missing, or lastrow's: its configuration says so. A core alone may be a copy of one."""
+    said = out / model / "config.pbtxt"
+    if said.is_file():
+        return said.read_bytes().startswith(config.GENERATED.encode())
+    for file in (out / model).glob("[0-9]*/*"):
+        core = file.name.startswith("model.onnx") and FINGERPRINT in metadata(file.with_name("model.onnx"))
+        if file.is_file() and not core and file.read_bytes() != files.get(str(file.relative_to(out))):
+            return False
+    return True
 
 
 def fingerprint(spec: Spec, checkpoint: Path) -> str:

@@ -16,6 +16,8 @@ from ensemble.spec import Spec, Step, Tensor
 
 PREPROCESS, CORE, POSTPROCESS, PROPOSE = "preprocess", "core", "postprocess", "propose"
 PYTHON_STEPS = (PREPROCESS, POSTPROCESS, PROPOSE)
+# The first line of every configuration: it keeps people from editing what the next build writes again.
+GENERATED = "# Generated from the spec by `make repo`: change the spec, not this file.\n"
 LENGTH_FILE = "length_"  # files in a step's warmup/ folder: a number behind it, and that number inside
 
 
@@ -41,10 +43,8 @@ def files(spec: Spec) -> dict[str, bytes]:
 
 
 def to_text(config: ModelConfig) -> str:
-    """The message as protobuf text, with a first line that keeps people from editing it by hand."""
-    return "# Generated from the spec by `make repo`: change the spec, not this file.\n" + text_format.MessageToString(
-        config, use_index_order=True
-    )
+    """The message as protobuf text, below a first line that says where it comes from."""
+    return GENERATED + text_format.MessageToString(config, use_index_order=True)
 
 
 def _preprocess(spec: Spec) -> ModelConfig:

@@ -276,6 +276,15 @@ class Spec(_Table):
         return self
 
     @model_validator(mode="after")
+    def _the_ensemble_is_no_step(self) -> Spec:
+        if self.model.name in Steps.model_fields:
+            raise ValueError(
+                f"model.name is {self.model.name!r}, which is a step of the ensemble, and would take its place; steps are "
+                f"{', '.join(Steps.model_fields)}: give the model another name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _window_is_accepted(self) -> Spec:
         if self.batching.longest_history < self.model.window:
             raise ValueError(

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import jinja2
 
-from build import ROOT
+from build import ROOT, manifest
 from build.bench.caller import windows
+from build.progress import console
 from build.simulation import simulate
 from ensemble import config
 from ensemble.history import History
@@ -276,16 +277,24 @@ def files(spec: Spec) -> dict[str, str]:
 
 
 def write(spec: Spec) -> None:
-    """Bring analyzer_configs/ to what the spec asks for, and make the folders that Model Analyzer wants to find."""
+    """Bring analyzer_configs/ to what the spec asks for, and make the folders that Model Analyzer wants to find.
+
+    What somebody put there or changed there stays as it is.
+    """
     for profile in PROFILES:
         for folder in FOLDERS:
             (ROOT / WORK / profile.name / folder).mkdir(parents=True, exist_ok=True)
-    wanted = files(spec)
-    for path in CONFIGS.iterdir():
-        if path.name not in wanted:
-            path.unlink()
-    for name, text in wanted.items():
+    CONFIGS.mkdir(exist_ok=True)
+    wanted = {name: text.encode() for name, text in files(spec).items()}
+    written = manifest.read(CONFIGS)
+    for name, content in wanted.items():
         path = CONFIGS / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-            path.with_suffix(".tmp").replace(path)
+        if path.exists() and not manifest.is_written(CONFIGS, name, written):
+            if not path.is_file() or path.read_bytes() != content:
+                said = f"{path} is not what `make repo` wrote: left as it is; move it away to have it made anew"
+                console.print(said, highlight=False, soft_wrap=True)
+        elif written.get(name) != manifest.digest(content) or not path.exists():
+            aside = path.with_suffix(".tmp")
+            aside.write_bytes(content)
+            aside.replace(path)
+    manifest.update(CONFIGS, written, wanted)

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import ROOT
+from build import ROOT, manifest
 from build.analyzer import page, profile, result, sweep, tuning
 from build.analyzer.result import Point, Setting
 from build.analyzer.tuning import Gain
@@ -30,8 +30,52 @@ SETTING = Setting((("preprocess", 1), ("core", 1), ("postprocess", 1), ("propose
 
 
 def test_the_tracked_files_are_what_the_spec_asks_for(spec: Spec):
-    tracked = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "analyzer_configs").iterdir()}
-    assert tracked == profile.files(spec), "run `make repo`"
+    wanted = {name: text.encode() for name, text in profile.files(spec).items()}
+    tracked = {name: (profile.CONFIGS / name).read_bytes() for name in wanted}
+    assert tracked == wanted, "run `make repo`"
+    assert (profile.CONFIGS / manifest.NAME).read_bytes() == manifest.of(wanted), "run `make repo`"
+
+
+@pytest.fixture
+def configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of the test's own, in place of analyzer_configs/."""
+    monkeypatch.setattr(profile, "CONFIGS", tmp_path / "configs")
+    return tmp_path / "configs"
+
+
+def test_what_somebody_put_among_the_configurations_stays(spec: Spec, configs: Path, monkeypatch: pytest.MonkeyPatch):
+    profile.write(spec)
+    (configs / "mine.yaml").write_text("mine")
+    (configs / "old").mkdir()
+    (configs / "old" / "core-sweep.yaml").write_text("older")
+    fewer = [kind for kind in profile.PROFILES if kind.name != "gpu-core"]
+    monkeypatch.setattr(profile, "PROFILES", fewer)
+    profile.write(spec)
+    assert not (configs / "gpu-core.yaml").exists()
+    assert (configs / "mine.yaml").read_text() == "mine"
+    assert (configs / "old" / "core-sweep.yaml").read_text() == "older"
+    written = {path.name for path in configs.iterdir()} - {"mine.yaml", "old", manifest.NAME}
+    assert written == set(profile.files(spec))
+
+
+def test_a_configuration_that_somebody_changed_stays_and_is_named(spec: Spec, configs: Path, capsys, monkeypatch):
+    profile.write(spec)
+    own = configs / "core-sweep.yaml"
+    own.write_text(own.read_text() + "# mine\n")
+    text = own.read_text()
+    (configs / "input-core.json").unlink()
+    for _ in range(2):
+        profile.write(spec)
+        assert own.read_text() == text
+        assert f"{own} is not what `make repo` wrote" in " ".join(capsys.readouterr().err.split())
+    assert (configs / "input-core.json").is_file()
+    monkeypatch.setattr(profile, "PROFILES", ())
+    profile.write(spec)
+    assert own.read_text() == text
+    other = spec.model_copy(update={"model": spec.model.model_copy(update={"problems": 40})})
+    before = (configs / "input-core.json").read_bytes()
+    profile.write(other)
+    assert (configs / "input-core.json").read_bytes() != before
 
 
 @pytest.mark.parametrize("wanted", profile.PROFILES, ids=lambda p: p.name)

@@ -5,13 +5,14 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from build import ROOT, repository
+from build import ROOT, manifest, repository
 from ensemble import config
 from ensemble.spec import Spec
 
 
 def test_tracked_repository_is_what_the_spec_says(spec):
-    for name, content in repository.derived(spec).items():
+    files = repository.derived(spec)
+    for name, content in {**files, manifest.NAME: manifest.of(files)}.items():
         assert (ROOT / "models" / name).read_bytes() == content, f"models/{name} differs from the spec: run `make repo`"
 
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from build import checkpoint, parity, repository
+from build import checkpoint, manifest, parity, repository
 from build.checkpoint import CheckpointError
 from build.export import export
 from build.parity import ParityError
@@ -19,6 +19,7 @@ from build.reduce import file as model_file
 from build.reduce.rules import RECURRENT
 from build.reduce.shapes import Shapes
 from build.reduction import reduce_file
+from build.repository import RepositoryError
 from ensemble.spec import Spec
 from tests.conftest import NETWORKS, resized, untrained
 
@@ -213,3 +214,88 @@ def test_weights_that_protobuf_cannot_hold_lie_beside_the_model(small_spec, smal
 def _full(spec, folder: Path) -> Path:
     model_file.save(export(untrained(spec), spec).model, folder / "full.onnx")
     return folder / "full.onnx"
+
+
+def named(spec: Spec, name: str) -> Spec:
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"name": name})})
+
+
+@pytest.fixture
+def copy(built, tmp_path) -> Path:
+    return shutil.copytree(built.folder, tmp_path / "models")
+
+
+def test_another_name_leaves_no_old_ensemble_and_touches_nobodys_model(small_spec, small_checkpoint, copy):
+    own = copy / "mine"
+    shutil.copytree(copy / small_spec.model.name, own)  # somebody's variant, with lastrow's first line in it
+    (copy / "README").write_text("mine")
+    before = files(own)
+    repository.build(named(small_spec, "renamed"), small_checkpoint, copy)
+    assert not (copy / small_spec.model.name).exists()
+    assert files(own) == before
+    assert (copy / "README").read_text() == "mine"
+    assert {path.name for path in copy.iterdir()} == {
+        "preprocess",
+        "core",
+        "postprocess",
+        "propose",
+        "renamed",
+        "mine",
+        "README",
+        manifest.NAME,
+    }
+    repository.build(small_spec, small_checkpoint, copy)
+    assert not (copy / "renamed").exists()
+    assert (copy / small_spec.model.name / "config.pbtxt").is_file()
+
+
+def test_an_old_ensemble_that_somebody_changed_is_named(small_spec, small_checkpoint, copy):
+    own = copy / small_spec.model.name / "config.pbtxt"
+    own.write_text(own.read_text().replace("max_batch_size: 32", "max_batch_size: 4"))
+    before = files(copy)
+    with pytest.raises(RepositoryError, match=rf"{own} was changed since .* move {own.parent} away"):
+        repository.build(named(small_spec, "renamed"), small_checkpoint, copy)
+    assert files(copy) == before
+
+
+def test_an_old_ensemble_with_somebodys_files_keeps_them(small_spec, small_checkpoint, copy):
+    (copy / small_spec.model.name / "notes.txt").write_text("mine")
+    repository.build(named(small_spec, "renamed"), small_checkpoint, copy)
+    assert files(copy / small_spec.model.name) == {"notes.txt": b"mine"}
+
+
+def test_warmup_of_an_earlier_build_goes(small_spec, small_checkpoint, tmp_path):
+    wide = small_spec.model_copy(update={"model": small_spec.model.model_copy(update={"buckets": (8, 32)})})
+    out = tmp_path / "models"
+    repository.build(wide, small_checkpoint, out)
+    assert (out / "core" / "warmup" / "length_8").is_file()
+    (out / "core" / "warmup" / "length_9").write_bytes(b"mine")
+    repository.build(small_spec, small_checkpoint, out)
+    assert {path.name for path in (out / "core" / "warmup").iterdir()} == {"length_32", "length_9"}
+
+
+@pytest.mark.parametrize("model", ["core", "preprocess", "renamed"])
+@pytest.mark.parametrize("configured", [True, False])
+def test_somebodys_model_of_that_name_is_not_overwritten(small_spec, small_checkpoint, tmp_path, model, configured):
+    own = tmp_path / "models" / model
+    (own / "1").mkdir(parents=True)
+    (own / "1" / ("model.onnx" if model == "core" else "model.py")).write_bytes(b"mine")
+    if configured:
+        (own / "config.pbtxt").write_text(f'name: "{model}"\nbackend: "python"\n')
+    before = files(tmp_path / "models")
+    with pytest.raises(RepositoryError, match=rf"{own} holds a model that lastrow did not write.*OUT="):
+        repository.build(named(small_spec, "renamed"), small_checkpoint, tmp_path / "models")
+    assert files(tmp_path / "models") == before
+
+
+def test_weights_beside_a_core_are_missed_when_gone_and_go_with_it(small_spec, small_checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "models"
+    with monkeypatch.context() as little:
+        little.setattr(model_file, "PROTOBUF_LIMIT", 0)
+        repository.build(small_spec, small_checkpoint, out)
+        weights = out / "core" / "1" / "model.onnx.data"
+        weights.unlink()
+        assert "core/1/model.onnx.data" in repository.build(small_spec, small_checkpoint, out).changed
+    checkpoint.save(untrained(small_spec, seed=5), tmp_path / "other.pt")
+    repository.build(small_spec, tmp_path / "other.pt", out)
+    assert not weights.exists()

@@ -30,6 +30,8 @@ def test_the_default_spec_is_the_served_contract():
         ("[256, 512]", "[64, 128]", "to end in the window, 512"),
         ("count = 10 ", "count = 20000 ", "next_problems.count is 20000"),
         ('name = "knowledge_tracing"', 'name = "../up"', "model.name = '../up'"),
+        ('name = "knowledge_tracing"', 'name = "core"', "model.name is 'core', which is a step of the ensemble"),
+        ('name = "knowledge_tracing"', 'name = "propose"', "model.name is 'propose', which is a step"),
         ("logits = {", 'logits = { name = "lengths", ', "two tensors are named 'lengths'"),
         ("opset = 18", "opset = 9", "export.opset = 9"),
         (
