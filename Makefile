@@ -28,6 +28,7 @@ METRICS_PORT ?= 8002
 ADDRESS ?= 127.0.0.1
 TLS ?=
 MUTUAL ?=
+RENEW ?=
 OPEN ?=
 TRACE ?=
 SOAK_S ?= 3600
@@ -79,8 +80,8 @@ SERVE = $(BIN)/python -m build serve $(TARGET) $(OWN) --address '$(ADDRESS)' \
 serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= TLS=folder MUTUAL=1 OPEN= TRACE=url]
 	@$(SERVE) $(if $(TLS),--tls '$(TLS)')
 
-serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to]
-	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual
+serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1]
+	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual $(if $(RENEW),--renew)
 
 bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK= DEVICE=gpu]
 	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \

@@ -137,13 +137,19 @@ def serve(
     metrics_port: Port = 8002,
     address: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every network")] = "127.0.0.1",
     tls: Annotated[
-        Path | None, typer.Option(help="Folder with server.crt, server.key and ca.crt: gRPC is encrypted, HTTP local")
+        Path | None,
+        typer.Option(
+            help="Folder with server.crt and server.key (--mutual: and ca.crt): gRPC is encrypted, HTTP local"
+        ),
     ] = None,
     mutual: Annotated[
         bool, typer.Option("--mutual", help="Clients have to show a certificate that ca.crt signed")
     ] = False,
     test_certificates: Annotated[
-        bool, typer.Option("--test-certificates", help="Make those of --tls, for trying it out")
+        bool, typer.Option("--test-certificates", help="Make those of --tls if it has none, for trying it out")
+    ] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Make new test certificates, over those that are there")
     ] = False,
     opened: Annotated[
         str, typer.Option("--open", help=f"Of {', '.join(endpoints.MANAGEMENT)}: what is open to everybody")
@@ -163,10 +169,12 @@ def serve(
         raise LastrowError(str(e)) from e
     arguments = [*closed, *endpoints.observed(trace, workspace.spec.model.name)]
     if tls is not None:
-        files = make(tls) if test_certificates else Files(tls)
+        files = make(tls, renew) if test_certificates else Files(tls)
         arguments += files.arguments(mutual)
     elif mutual or test_certificates:
         raise LastrowError("--mutual and --test-certificates go with --tls FOLDER")
+    if renew and not test_certificates:
+        raise LastrowError("--renew goes with --test-certificates")
     server.check_ports(ports.arguments())  # before a build, which may take a minute
     _repo(workspace)
     code = Supervisor(workspace.out, workspace.spec.model.name, ports, arguments).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ensemble.errors import LastrowError
 
 DAYS = 30
+AHEAD = datetime.timedelta(minutes=5)  # clocks differ
+NAMES = ("server.crt", "server.key", "ca.crt", "client.crt", "client.key")
 
 
 class CertificateError(LastrowError):
-    """A file of TLS is missing."""
+    """A file of TLS is missing, unreadable or out of date."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """A folder's PEM files, by what they are. `ca` signs: whom it signed is trusted."""
+    """A folder's PEM files, by what they are. `ca` signs: whom it signed is trusted. Without it, no client is asked."""
 
     folder: Path
 
@@ -46,24 +49,65 @@ class Files:
         Raises:
             CertificateError: a file that the server would need is missing; it would say nothing and encrypt nothing.
         """
-        for path in (self.certificate("server"), self.key("server"), self.ca):
+        for path in (self.certificate("server"), self.key("server"), *([self.ca] if mutual else [])):
             if not path.is_file():
-                raise CertificateError(
-                    f"there is no {path}; put server.crt, server.key and ca.crt there, or try `make serve-tls`"
-                )
+                needed = "server.crt, server.key and ca.crt" if mutual else "server.crt and server.key"
+                raise CertificateError(f"there is no {path}; put {needed} there, or try `make serve-tls`")
         return [
             "--grpc-use-ssl=true",
             *(["--grpc-use-ssl-mutual=true"] if mutual else []),
             f"--grpc-server-cert={self.certificate('server')}",
             f"--grpc-server-key={self.key('server')}",
-            f"--grpc-root-cert={self.ca}",
+            *([f"--grpc-root-cert={self.ca}"] if self.ca.is_file() else []),
         ]
 
 
-def make(folder: Path) -> Files:
-    """Write a new authority and what it signs; its own key is not kept."""
-    folder.mkdir(parents=True, exist_ok=True)
+def make(folder: Path, renew: bool = False) -> Files:
+    """Write a new authority and what it signs, into a folder that has none of it; what is there already is used as it is.
+
+    Args:
+        renew: overwrite what is there.
+
+    Raises:
+        CertificateError: a part of the files is there, or a certificate that has expired; or the folder cannot be written.
+    """
     files = Files(folder)
+    try:
+        if not renew and any((folder / name).exists() for name in NAMES):
+            _check(files)
+            return files
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".lastrow-") as aside:
+            _write_all(Files(Path(aside)))
+            for name in NAMES:
+                (Path(aside) / name).replace(folder / name)
+    except OSError as e:
+        raise CertificateError(f"cannot write certificates into {folder}: {e.strerror} ({e.filename})") from e
+    return files
+
+
+def _check(files: Files) -> None:
+    """What is there is a whole: a server's pair and its authority, and a client's pair or none; and still valid."""
+    there = [name for name in NAMES if (files.folder / name).is_file()]
+    client = {"client.crt", "client.key"}
+    needed = [name for name in NAMES if name not in client or client & set(there)]
+    missing = [name for name in needed if name not in there]
+    if missing:
+        raise CertificateError(
+            f"{files.folder} has {', '.join(there) or 'folders of these names'} and no {', '.join(missing)}: put the rest "
+            f"there, name another folder as TLS=, or have all of {', '.join(NAMES)} written anew with RENEW=1"
+        )
+    path = files.certificate("server")
+    try:
+        end = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except ValueError as e:
+        raise CertificateError(f"{path} is no certificate in PEM form: {e}") from e
+    if end < datetime.datetime.now(datetime.timezone.utc):
+        raise CertificateError(f"{path} expired on {end:%Y-%m-%d}; RENEW=1 writes new ones over all of {files.folder}")
+
+
+def _write_all(files: Files) -> None:
+    """A new authority, and what it signs; its own key is not kept."""
     authority = ec.generate_private_key(ec.SECP256R1())
     issuer = _name("lastrow test authority")
     ca = _builder(issuer, issuer, authority.public_key())
@@ -79,7 +123,6 @@ def make(folder: Path) -> Files:
         _write(files.certificate(owner), certificate.public_bytes(serialization.Encoding.PEM))
         encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
         _write(files.key(owner), key.private_bytes(encoding, form, serialization.NoEncryption()))
-    return files
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
@@ -90,7 +133,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks differ
+        .not_valid_before(now - AHEAD)
         .not_valid_after(now + datetime.timedelta(days=DAYS))
     )
 
@@ -105,6 +148,5 @@ def _this_machine() -> x509.SubjectAlternativeName:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_bytes(content)

@@ -218,6 +218,16 @@ def test_tls_lets_the_right_clients_in(served: Served, known: Known, tmp_path: P
             assert (asked(server, method, path, body, {ADMIN_HEADER: ""})[0] != 403) == is_open, name
 
 
+def test_a_server_that_asks_no_client_needs_no_authority(served: Served, known: Known, tmp_path: Path):
+    ours = certificate.make(tmp_path / "ours")
+    authority = ours.ca.rename(tmp_path / "authority.crt")
+    before = {path.name: path.read_bytes() for path in ours.folder.iterdir()}
+    with supervised(served, tmp_path, "--tls", str(ours.folder)) as server:
+        assert answers(server.url, served, Tls(authority), known)
+        assert not answers(server.url, served, None, known)
+    assert {path.name: path.read_bytes() for path in ours.folder.iterdir()} == before
+
+
 def test_missing_certificates_are_one_line(served: Served, tmp_path: Path):
     command = [sys.executable, "-m", "build", "serve", "--checkpoint", str(served.checkpoint), "--tls", str(tmp_path)]
     done = subprocess.run(

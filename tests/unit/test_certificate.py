@@ -7,6 +7,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from build import certificate
 from build.certificate import DAYS, CertificateError, Files, make
 
 USES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
@@ -41,11 +42,64 @@ def test_keys_are_this_users_alone_and_the_authoritys_is_nowhere(tmp_path):
     assert all(stat.S_IMODE(files.key(owner).stat().st_mode) == 0o600 for owner in USES)
 
 
-def test_new_ones_take_the_place_of_the_old(tmp_path):
-    before = make(tmp_path).ca.read_bytes()
-    files = make(tmp_path)
-    assert files.ca.read_bytes() != before
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_there_stays_until_new_ones_are_asked_for(tmp_path):
+    make(tmp_path)
+    before = contents(tmp_path)
+    assert make(tmp_path) == Files(tmp_path)
+    assert contents(tmp_path) == before
+    files = make(tmp_path, renew=True)
+    after = contents(tmp_path)
+    assert set(after) == set(before)
+    assert not set(after.values()) & set(before.values())
     read(files.certificate("client")).verify_directly_issued_by(read(files.ca))
+
+
+def test_somebodys_own_server_needs_no_client_beside_it(tmp_path):
+    files = make(tmp_path)
+    for path in (files.certificate("client"), files.key("client")):
+        path.unlink()
+    before = contents(tmp_path)
+    make(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "missing", [["server.crt"], ["server.key"], ["ca.crt"], ["client.key"], ["ca.crt", "client.crt", "client.key"]]
+)
+def test_a_part_is_refused_and_kept(tmp_path, missing):
+    make(tmp_path)
+    for name in missing:
+        (tmp_path / name).unlink()
+    before = contents(tmp_path)
+    with pytest.raises(CertificateError, match=rf"and no {', '.join(missing[:1])}.*RENEW=1") as raised:
+        make(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert contents(tmp_path) == before
+
+
+def test_an_expired_one_is_named(tmp_path, monkeypatch):
+    with monkeypatch.context() as then:
+        then.setattr(certificate, "DAYS", -1)
+        then.setattr(certificate, "AHEAD", datetime.timedelta(days=2))
+        make(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(CertificateError, match=rf"{tmp_path}/server.crt expired on \d{{4}}-.*RENEW=1"):
+        make(tmp_path)
+    assert contents(tmp_path) == before
+    (tmp_path / "server.crt").write_text("mine")
+    with pytest.raises(CertificateError, match="is no certificate in PEM form"):
+        make(tmp_path)
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path):
+    (tmp_path / "tls").write_text("mine")
+    with pytest.raises(CertificateError, match=r"cannot write certificates into .*tls"):
+        make(tmp_path / "tls")
+    assert (tmp_path / "tls").read_text() == "mine"
 
 
 @pytest.mark.parametrize("missing", ["server.crt", "server.key", "ca.crt"])
@@ -55,4 +109,11 @@ def test_a_missing_file_is_named(tmp_path, missing):
     assert "--grpc-use-ssl-mutual=true" in files.arguments(mutual=True)
     (tmp_path / missing).unlink()
     with pytest.raises(CertificateError, match=rf"there is no {tmp_path}/{missing}.*make serve-tls"):
-        Files(tmp_path).arguments(mutual=False)
+        files.arguments(mutual=True)
+
+
+def test_an_authority_is_needed_only_to_ask_clients(tmp_path):
+    files = make(tmp_path)
+    assert f"--grpc-root-cert={files.ca}" in files.arguments(mutual=False)
+    files.ca.unlink()
+    assert not any("root-cert" in argument for argument in files.arguments(mutual=False))
