@@ -45,17 +45,27 @@ SWEPT = $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKP
 OWN := $(if $(FACTORY),--factory '$(FACTORY)') $(if $(DEVICE),--device '$(DEVICE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak carry lint \
+.PHONY: help setup lock demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak carry lint \
 	lint-config clean
 
 help: ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## make .venv with everything installed
-$(SETUP): pyproject.toml
+# What the lock pins comes by checksum; pip and the build backend, which install the project itself, are among it. Which of
+# PyTorch's two builds belongs to this machine, build/lock.py says.
+$(SETUP): pyproject.toml $(wildcard requirements*.lock)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar on --editable '.[test]'
+	$(BIN)/python -m pip install --progress-bar on --require-hashes -r requirements.lock
+	torch=$$($(BIN)/python -m build.lock torch) && $(BIN)/python -m pip install --progress-bar on --require-hashes -r $$torch
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	@touch $(SETUP)
+
+lock: ## resolve anew what pyproject.toml asks for, and write the lock: version and checksums of every package
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade 'pip>=25.1' # the first that reads dependency groups
+	.venv-lock/bin/python -m pip install --quiet --upgrade --group lock
+	.venv-lock/bin/python -m build.lock write .venv-lock/bin/uv
 
 demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [DATA= for real learners]
 	@$(BIN)/python -m build demo $(TARGET) $(if $(DEVICE),--device '$(DEVICE)')
