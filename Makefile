@@ -53,12 +53,14 @@ help: ## list every target
 
 setup: $(SETUP) ## make .venv with everything installed
 # What the lock pins comes by checksum; pip and the build backend, which install the project itself, are among it. Which of
-# PyTorch's two builds belongs to this machine, build/lock.py says.
-$(SETUP): pyproject.toml $(wildcard requirements*.lock)
+# PyTorch's two builds belongs to this machine, build/lock.py says. The commands come last and alone: a .venv in which they were
+# still the project's own loses them with the old project.
+$(SETUP): pyproject.toml build/pyproject.toml $(wildcard requirements*.lock)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on --require-hashes -r requirements.lock
 	torch=$$($(BIN)/python -m build.lock torch) && $(BIN)/python -m pip install --progress-bar on --require-hashes -r $$torch
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable ./build
 	@touch $(SETUP)
 
 lock: ## resolve anew what pyproject.toml asks for, and write the lock: version and checksums of every package

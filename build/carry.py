@@ -80,10 +80,11 @@ def pack(
 def requirements(project: Path, onnxruntime: str | None = None) -> list[str]:
     """What the project needs beside PyTorch, as pyproject.toml says it, and its tests' runner."""
     text = (project / "pyproject.toml").read_text(encoding="utf-8")
-    listed = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)
-    if listed is None:
-        raise CarryError(f"{project}/pyproject.toml has no list of dependencies")
-    found = [name for name in re.findall(r'^\s*"([^"]+)"', listed[1], re.MULTILINE) if not name.startswith("torch")]
+    listed = re.findall(r"^(?:dependencies|build) = \[[^\n]*\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    if len(listed) != 2:
+        raise CarryError(f"{project}/pyproject.toml has not the two lists dependencies and build")
+    named = re.findall(r'^\s*"([^"]+)"', "".join(listed), re.MULTILINE)
+    found = [name for name in named if not name.startswith("torch")]
     if onnxruntime is not None:
         found = [f"onnxruntime-gpu=={onnxruntime}" if name.startswith("onnxruntime-gpu") else name for name in found]
     return [*found, *TESTS]

@@ -7,8 +7,7 @@ requirements.lock has what everybody gets. PyTorch comes in two builds, each wit
   find one elsewhere, as on many CI machines.
 
 One lock that allowed both would always install the first: of two files that fit, pip prefers the one whose checksum an index
-tells beforehand, and a folder of wheels tells none. And CUDA's libraries cannot be left out by a marker, since none tells the
-builds apart.
+tells beforehand, and a folder of wheels tells none. And no marker tells the builds apart, to leave CUDA's libraries out.
 
 Nothing but Python is needed to choose one: this file runs before anything is installed.
 """
