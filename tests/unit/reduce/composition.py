@@ -460,7 +460,8 @@ def by_other_axis(m: Composition, x: Tensor) -> Tensor:
 
 def interleaved(m: Composition, x: Tensor) -> Tensor:
     """Two tokens a row, a layer over them, and one of the two read."""
-    other = m.as_wide(m.earlier(), x[1])
+    name, width = m.earlier()
+    other = m.op("MatMul", name, m.weight(width, x[1]))
     pair = m.op("Concat", m.op("Unsqueeze", x[0], [2]), m.op("Unsqueeze", other, [2]), axis=2)
     tokens = m.op("Reshape", pair, [0, -1, x[1]])
     inside = m.op("CumSum", tokens, np.array(1)) if m.flag("sum") else m.op("Tanh", tokens)
