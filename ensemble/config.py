@@ -116,7 +116,7 @@ def _accelerate(spec: Spec, config: ModelConfig) -> None:
 
 def _postprocess(spec: Spec) -> ModelConfig:
     config = _python_step(spec, POSTPROCESS, spec.steps.postprocess)
-    config.input.append(_input(spec, spec.core_output))
+    config.input.append(_step_input(spec, spec.core_output))
     config.output.append(_output(spec, spec.tensors.probabilities))
     return _behind_the_core(spec, config)
 
@@ -126,7 +126,7 @@ def _propose(spec: Spec) -> ModelConfig:
     t = spec.tensors
     config = _python_step(spec, PROPOSE, spec.steps.propose)
     # The request's own history, not the truncated one: what was answered 600 interactions ago is answered all the same.
-    config.input.extend([_input(spec, spec.core_output), _ragged_input(spec, t.problem_ids)])
+    config.input.extend([_step_input(spec, spec.core_output), _ragged_input(spec, t.problem_ids)])
     config.output.extend(_output(spec, x) for x in (t.next_problem_ids, t.next_problem_probabilities))
     _parameters(config, target_success_rate=spec.next_problems.target_success_rate)
     return _behind_the_core(spec, config)
@@ -134,7 +134,7 @@ def _propose(spec: Spec) -> ModelConfig:
 
 def _behind_the_core(spec: Spec, config: ModelConfig) -> ModelConfig:
     if spec.reduce.where == "postprocess":
-        config.input.append(_input(spec, spec.tensors.lengths))
+        config.input.append(_step_input(spec, spec.tensors.lengths))
     _warmup(spec, config)
     return config
 
@@ -192,9 +192,21 @@ def _input(spec: Spec, tensor: Tensor) -> ModelInput:
     return message
 
 
-def _ragged_input(spec: Spec, tensor: Tensor) -> ModelInput:
-    """An input whose length may differ between the requests of one batch; the step takes them one by one."""
+def _step_input(spec: Spec, tensor: Tensor) -> ModelInput:
+    """An input of a Python step, which gets [batch, 1, ...].
+
+    Triton 2.51 hands a request of no learners on without its batch axis, and the Python backend takes the first axis that
+    is left for the learners: it fails the whole batch for their number, answers never, or crashes the server. An axis of 1
+    in front of the others is that axis, and the step itself tells who sent the request.
+    """
     message = _input(spec, tensor)
+    message.reshape.shape[:] = [1, *message.dims]
+    return message
+
+
+def _ragged_input(spec: Spec, tensor: Tensor) -> ModelInput:
+    """A step's input whose length may differ between the requests of one batch; the step takes them one by one."""
+    message = _step_input(spec, tensor)
     message.allow_ragged_batch = True
     return message
 

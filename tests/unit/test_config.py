@@ -54,6 +54,15 @@ def test_the_queue_delay_is_the_cores_alone(spec):
         assert configs[step].dynamic_batching.max_queue_delay_microseconds == 0
 
 
+@pytest.mark.parametrize("where", ["core", "postprocess"])
+def test_no_learners_are_no_number_of_columns(spec, where):
+    # The first axis that Triton's Python backend sees is what it takes for learners, batch axis or not.
+    spec = spec.model_copy(update={"reduce": spec.reduce.model_copy(update={"where": where})})
+    for name in config.PYTHON_STEPS:
+        for tensor in config.repository(spec)[name].input:
+            assert list(tensor.reshape.shape) == [1, *tensor.dims], (name, tensor.name)
+
+
 @pytest.mark.parametrize("step", config.PYTHON_STEPS)
 def test_steps_import_what_a_stock_container_has(step):
     tree = ast.parse((ROOT / "models" / step / "1" / "model.py").read_text(encoding="utf-8"))

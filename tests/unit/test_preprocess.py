@@ -74,13 +74,20 @@ def test_any_single_wrong_value_is_named(preprocess, batch, data):
         ([[3, 4]], [[1, -1]], "responses: learner 0, position 1 is -1; allowed are 0 (wrong) and 1 (correct)"),
         ([[3, -1]], [[1, 0]], "responses: learner 0, position 1 is 0; where problem_ids is -1 only -1 is allowed"),
         ([[3, 4]], [[1]], "problem_ids has shape [1, 2] and responses [1, 1]"),
-        (np.zeros((0, 3)), np.zeros((0, 3)), "problem_ids has 0 learners; send at least 1"),
     ],
 )
 def test_refusals(preprocess, ids, responses, message):
     with pytest.raises(ValueError, match=r".") as raised:
         preprocess.check(np.array(ids, np.int32), np.array(responses, np.int32), PROBLEMS)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (0, 1, 3)])
+def test_no_learner_is_refused(preprocess, shape):
+    assert preprocess.rows(np.zeros((2, 1, 3), np.int32), "problem_ids").shape == (2, 3)
+    with pytest.raises(preprocess.RefusedError, match=r"^responses has 0 learners; send at least 1$") as raised:
+        preprocess.rows(np.zeros(shape, np.int32), "responses")
+    assert raised.value.reason == "shape"
 
 
 def test_cold_start_needs_a_model_that_can(preprocess):

@@ -3,7 +3,11 @@
 Triton asks a step for all of its outputs, whatever the client asked for, and leaves out a step of which nothing is wanted.
 As models of their own, side by side behind the core, proposals cost only those who ask for them.
 
-Tensors are taken by their order in config.pbtxt, so the names stay the spec's business:
+Any client can call either model directly. So a request is checked here too, and whatever is wrong with it is its own answer:
+what `execute` raises Triton answers to every request of the batch.
+
+Tensors are taken by their order in config.pbtxt, so the names stay the spec's business. Each comes with an axis of 1 behind
+the batch, which is dropped:
     inputs   logits FP32 [batch, problems]; for proposals, problem_ids INT32 or INT64 [batch, any] as the client sent them;
              where the core answers every row, logits FP32 [batch, window, problems] and at last lengths INT32 [batch]
     outputs  probabilities FP32 [batch, problems]; or next_problem_ids INT32 [batch, k] and
@@ -12,12 +16,68 @@ Tensors are taken by their order in config.pbtxt, so the names stay the spec's b
 
 import json
 import math
+import traceback
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 # Overflows are meant, see below; np.errstate around each would cost more than the arithmetic.
 np.seterr(over="ignore", invalid="ignore")
+
+
+class RefusedError(ValueError):
+    """A request that breaks the contract; the message names tensor, value and what is allowed."""
+
+
+def rows(values, dims, name):
+    """[batch, ...] of a tensor that config.pbtxt reshapes to [batch, 1, ...].
+
+    Args:
+        dims: how many axes a learner's share has.
+
+    Raises:
+        RefusedError: there is no learner; Triton hands such a tensor on without its batch axis.
+    """
+    if values.ndim != dims + 2 or not len(values):
+        raise RefusedError(f"{name} has 0 learners; send at least 1")
+    return values[:, 0]
+
+
+def last_rows(logits, lengths, names):
+    """The row of the last interaction, FP32 [batch, problems], of logits [batch, window, problems].
+
+    Args:
+        lengths: INT32 [batch], interactions, 1 to window.
+        names: what lengths and logits are called in messages.
+
+    Raises:
+        RefusedError: a length has no row.
+    """
+    window = logits.shape[1]
+    wrong = (lengths < 1) | (lengths > window)
+    if wrong.any():
+        learner = int(wrong.argmax())
+        raise RefusedError(
+            f"{names[0]}: learner {learner} has {lengths[learner]}; {names[1]} has {window} rows a learner, so allowed are "
+            f"{f'1 to {window}' if window else 'none'}"
+        )
+    return logits[np.arange(len(logits)), lengths - 1]
+
+
+def check_answered(problem_ids, problems, name):
+    """Refuse problem ids, INT32 or INT64 [batch, any], that are neither 0 to problems - 1 nor -1, the padding.
+
+    Raises:
+        RefusedError: names learner, position and value.
+    """
+    # One above, as unsigned numbers: every negative but -1 is then far above any limit, in one comparison.
+    above = (problem_ids + 1).view(f"u{problem_ids.itemsize}")
+    if above.max(initial=0) > problems:
+        learner, position = np.argwhere(above > problems)[0]
+        raise RefusedError(
+            f"{name}: learner {learner}, position {position} is {problem_ids[learner, position]}; "
+            f"allowed are 0 to {problems - 1}, and -1 as padding"
+        )
 
 
 def sigmoid(logits):
@@ -28,8 +88,11 @@ def sigmoid(logits):
     return np.reciprocal(probabilities, out=probabilities)
 
 
-def damage(logits):
-    """What is wrong with logits FP32 [batch, problems] that are not all finite numbers; None where all are."""
+def damage(logits, name):
+    """What is wrong with logits FP32 [batch, problems] that are not all finite numbers; None where all are.
+
+    name: what they are called in the message.
+    """
     # One pass, without a temporary: a NaN or an infinity stays in a sum. So does an overflow, which is why it only suspects.
     if math.isfinite(logits.sum()):
         return None
@@ -37,8 +100,8 @@ def damage(logits):
         count = int((~np.isfinite(row)).sum())
         if count:
             return (
-                f"the core answered {count} values that are not finite for learner {learner}: "
-                "its weights or its arithmetic are damaged"
+                f"{name} has {count} values that are not finite for learner {learner}; allowed are finite numbers: "
+                "the weights or the arithmetic of the core that answered them are damaged"
             )
     return None
 
@@ -70,7 +133,8 @@ def next_problems(probabilities, answered, target, count):
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        self.input_names = tuple(tensor["name"] for tensor in config["input"])
+        self.name = config["name"]
+        self.inputs = [(tensor["name"], len(tensor["dims"])) for tensor in config["input"]]
         self.output_names = tuple(tensor["name"] for tensor in config["output"])
         target = config["parameters"].get("target_success_rate")
         self.proposes = target is not None
@@ -79,19 +143,37 @@ class TritonPythonModel:
             self.count = int(config["output"][0]["dims"][0])
 
     def execute(self, requests):
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        """One request's response, whatever happens to it."""
+        try:
+            return self._answer(request)
+        except RefusedError as e:
+            return self._error(str(e), "INVALID_ARG")
+        except Exception as e:
+            pb_utils.Logger.log_error(f"request {request.request_id() or 'without id'}: {traceback.format_exc()}")
+            return self._error(f"{self.name} failed at this request: {type(e).__name__}: {e}", "INTERNAL")
 
     def _answer(self, request):
-        logits, *others = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names)
+        logits, *others = (
+            rows(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), dims, name) for name, dims in self.inputs
+        )
+        (logits_name, _), (last_name, _) = self.inputs[0], self.inputs[-1]
         if logits.ndim > 2:
-            logits = logits[np.arange(len(logits)), others[-1].reshape(-1) - 1]
-        wrong = damage(logits)
+            logits = last_rows(logits, others[-1].reshape(-1), (last_name, logits_name))
+        wrong = damage(logits, logits_name)
         if wrong:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(wrong, pb_utils.TritonError.INTERNAL))
+            return self._error(wrong, "INTERNAL")
         outputs = [sigmoid(logits)]
         if self.proposes:
+            check_answered(others[0], logits.shape[1], self.inputs[1][0])
             proposals = [next_problems(*learner, self.target, self.count) for learner in zip(outputs[0], others[0])]
             outputs = [np.stack(column) for column in zip(*proposals)]
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, outputs)]
         )
+
+    @staticmethod
+    def _error(message, code):
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))

@@ -4,7 +4,8 @@ It also tells what it sees: Prometheus metrics beside Triton's own, and a line i
 environment variable LASTROW_DRAIN names a file, requests are refused as soon as that file is there, so that a server which
 is about to stop finishes what it has and takes nothing new.
 
-Tensors are taken by their order in config.pbtxt, so the names stay the spec's business:
+Tensors are taken by their order in config.pbtxt, so the names stay the spec's business. Each input comes with an axis of 1
+behind the batch, which is dropped:
     inputs   problem_ids, responses INT32 or INT64 [batch, any]
     outputs  recent_problem_ids, recent_responses [batch, window], of the types in config.pbtxt; lengths INT32 [batch, 1]
 """
@@ -14,6 +15,7 @@ import json
 import os
 import threading
 import time
+import traceback
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -35,13 +37,25 @@ class RefusedError(ValueError):
         self.reason = reason
 
 
+def rows(values, name):
+    """[batch, time] of a tensor that config.pbtxt reshapes to [batch, 1, time].
+
+    Raises:
+        RefusedError: there is no learner; Triton hands such a tensor on without its batch axis.
+    """
+    if values.ndim != 3 or not len(values):
+        raise RefusedError("shape", f"{name} has 0 learners; send at least 1")
+    return values[:, 0]
+
+
 def check(
     problem_ids, responses, problems, shortest_history=0, longest_history=None, names=("problem_ids", "responses")
 ):
     """Count the interactions of every learner, or say what is wrong with the request.
 
     Args:
-        problem_ids: INT32 or INT64 [batch, time], 0 to problems - 1, oldest first, -1 only after the last interaction.
+        problem_ids: INT32 or INT64 [batch, time], batch at least 1, 0 to problems - 1, oldest first, -1 only after the last
+            interaction.
         responses: of the same shape, 0 or 1, -1 exactly where problem_ids is -1.
         problems: how many problems the model knows.
         shortest_history: interactions that a learner needs at least.
@@ -55,8 +69,6 @@ def check(
         RefusedError: names tensor, learner, position, value and what is allowed there.
     """
     ids_name, responses_name = names
-    if problem_ids.shape[0] == 0:
-        raise RefusedError("shape", f"{ids_name} has 0 learners; send at least 1")
     if longest_history is not None and problem_ids.shape[1] > longest_history:
         raise RefusedError(
             "too_long",
@@ -245,6 +257,7 @@ class RefusalLog:
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
+        self.name = config["name"]
         self.input_names = tuple(tensor["name"] for tensor in config["input"])
         self.output_names = tuple(tensor["name"] for tensor in config["output"])
         self.types = [pb_utils.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"][:2]]
@@ -266,22 +279,29 @@ class TritonPythonModel:
     def execute(self, requests):
         if self.drain_file and os.path.exists(self.drain_file):  # noqa: PTH110 a tenth of pathlib's time, every request
             return [self._error("the server is stopping: ask another one, or later", "UNAVAILABLE") for _ in requests]
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
     def finalize(self):
         if self.metrics:
             self.metrics.stop()
 
-    def _answer(self, request):
-        problem_ids, responses = (
-            pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names
-        )
+    def _respond(self, request):
+        """One request's response, whatever happens to it: what `execute` raises Triton answers to the whole batch."""
         try:
-            lengths = check(
-                problem_ids, responses, self.problems, self.shortest_history, self.longest_history, self.input_names
-            )
+            return self._answer(request)
         except RefusedError as e:
             return self._refuse(request, e)
+        except Exception as e:
+            pb_utils.Logger.log_error(f"request {request.request_id() or 'without id'}: {traceback.format_exc()}")
+            return self._error(f"{self.name} failed at this request: {type(e).__name__}: {e}", "INTERNAL")
+
+    def _answer(self, request):
+        problem_ids, responses = (
+            rows(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), name) for name in self.input_names
+        )
+        lengths = check(
+            problem_ids, responses, self.problems, self.shortest_history, self.longest_history, self.input_names
+        )
         if self.warming_up:
             self.warming_up -= 1
         elif self.metrics:
