@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, overload
 
@@ -12,7 +14,6 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, remaining
 from ensemble.client.shared_memory import SharedMemory
-from ensemble.errors import UnavailableError
 from ensemble.history import History
 from ensemble.spec import Spec
 
@@ -20,7 +21,8 @@ from ensemble.spec import Spec
 class Client(Protocol):
     """A blocking client; one channel for its whole life, which threads may share.
 
-    With shared_memory, on the server's host, tensors do not go through the socket; such a client belongs to one thread.
+    With shared_memory, on the server's host, tensors do not go through the socket; such a client has one call at a time,
+    and refuses another thread's meanwhile.
 
     Example:
         with Client("127.0.0.1:8001") as client:
@@ -46,24 +48,16 @@ class Client(Protocol):
         shared_memory: bool = False,
     ) -> None:
         super().__init__(url, spec, deadline_s, retries, tls)
-        if self._credentials is None:
-            self._channel = grpc.insecure_channel(url, self._limits)
-        else:
-            self._channel = grpc.secure_channel(url, self._credentials, self._limits)
+        self._channel = self._connect()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._memory = None
-        if shared_memory:
+        self._memory = SharedMemory(url, self.spec) if shared_memory else None
+        if self._memory is not None:
             try:
-                self._memory = SharedMemory(self._stub, self.spec)
-            except grpc.RpcError as e:
-                self._channel.close()
-                if "restricted" in str(e.details()):
-                    raise UnavailableError(
-                        f"{url} keeps shared memory closed; serve with `make serve OPEN=shared-memory`, or leave "
-                        "shared_memory out",
-                        e.code().name,
-                    ) from e
-                self.fail(e)
+                end = self.deadline(None)
+                self._try(functools.partial(self._memory.open, self._stub, end), end)
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Client:
         return self
@@ -76,11 +70,13 @@ class Client(Protocol):
     def close(self) -> None:
         """Close the channel. Calls that other threads have under way, or are about to try again, end with an error."""
         self._closed.set()
-        try:
-            if self._memory is not None:
-                self._memory.close()
-        finally:
-            self._channel.close()
+        self._channel.close()
+        if self._memory is not None:
+            with self._connect() as channel:  # that of the calls is closed first: only that ends those under way
+                try:
+                    self._memory.close(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+                except grpc.RpcError as e:
+                    self.fail(e)
 
     @overload
     def predict(
@@ -106,8 +102,9 @@ class Client(Protocol):
         """Ask for one learner, or for many of unequal history; only what is asked for is computed and sent."""
         histories = [history] if isinstance(history, History) else history
         deadline = self.deadline(deadline_s)
-        requests = self.requests(histories, probabilities, next_problems, self._memory)
-        predictions = self.predictions(histories, [self._ask(request, deadline) for request in requests])
+        requests = self.requests(histories, probabilities, next_problems, carried=self._memory is None)
+        with contextlib.nullcontext() if self._memory is None else self._memory.call():
+            predictions = self.predictions(histories, [self._ask(request, deadline) for request in requests])
         return predictions[0] if isinstance(history, History) else predictions
 
     def status(self) -> Status:
@@ -123,19 +120,29 @@ class Client(Protocol):
         return Status(live.live, ready.ready, model.ready, server.version, tuple(versions))
 
     def _ask(self, request: Request, deadline: float) -> list[np.ndarray | None]:
-        answer = self._call("ModelInfer", request.message, deadline, request)
-        if self._memory is None:
-            return self.columns(answer)
-        asked = {output.name for output in request.message.outputs}
-        return [self._memory.read(t, request.learners) if t.name in asked else None for t in self._outputs]
+        memory = self._memory
+        if memory is None:
+            return self.columns(self._call("ModelInfer", request.message, deadline, request), request)
+        given = (request.message, request.values, request.learners)
+        answer = self._try(functools.partial(memory.infer, self._stub, *given, deadline), deadline, request)
+        return self.columns(answer, request, memory.read)
 
     def _call(self, method: str, message: Any, deadline: float, request: Request | None = None) -> Any:
+        call = getattr(self._stub, method)
+        return self._try(lambda: call(message, timeout=remaining(deadline)), deadline, request)
+
+    def _try(self, call: Callable[[], Any], deadline: float, request: Request | None = None) -> Any:
         tries = 0
         while True:
             tries += 1
             self.check_open()
             try:
-                return getattr(self._stub, method)(message, timeout=remaining(deadline))
+                return call()
             except Exception as e:  # gRPC has no class for what it raises when its channel is closed
                 wait = self.retry_after(e, tries, deadline, request)
             self._closed.wait(wait)
+
+    def _connect(self) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(self.url, self._limits)
+        return grpc.secure_channel(self.url, self._credentials, self._limits)

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,6 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from ensemble.client.shared_memory import SharedMemory
 from ensemble.errors import (
     ClosedClientError,
     DeadlineExceededError,
@@ -32,9 +31,9 @@ from ensemble.errors import (
     UnavailableError,
 )
 from ensemble.history import PADDING, History, pad
-from ensemble.spec import Spec
+from ensemble.spec import Spec, Tensor
 
-Message = service_pb2.ModelInferRequest
+Message, Answer = service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
 ENVELOPE = 64 * 1024  # bytes of a message beside its tensors
 DEFAULT_URL = "127.0.0.1:8001"
 LONGEST_DEADLINE_S = 366 * 24 * 3600.0  # longer ones are none: gRPC counts nanoseconds in 64 bits, and would overflow
@@ -87,11 +86,12 @@ class Tls:
 
 @dataclass(frozen=True)
 class Request:
-    """A message for so many learners from number `first` on."""
+    """A message for so many learners from number `first` on. values: of its inputs, where it does not carry them."""
 
     first: int
     learners: int
     message: service_pb2.ModelInferRequest
+    values: Sequence[np.ndarray] = ()
 
 
 class Protocol:
@@ -107,6 +107,7 @@ class Protocol:
         self._limits = _limits(self.spec)
         tensors = self.spec.tensors
         self._outputs = (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities)
+        self._dims = {tensor.name: self.spec.dims(tensor) for tensor in self._outputs}
         # Every request has a name of its own: the server's log says it where it refuses one, and so does the error here.
         self._name, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
         self._types = {tensor.name: triton_to_np_dtype(tensor.dtype) for _, tensor in tensors}
@@ -116,9 +117,9 @@ class Protocol:
         histories: Sequence[History],
         probabilities: bool,
         next_problems: bool,
-        memory: SharedMemory | None = None,
+        carried: bool = True,
     ) -> Iterator[Request]:
-        """One request for every max_batch_size learners; with memory, each is to be answered before the next is made."""
+        """One request for every max_batch_size learners. carried: whether the messages have the values in them."""
         tensors, size = self.spec.tensors, self.spec.batching.max_batch_size
         wanted = [
             tensor.name
@@ -143,20 +144,42 @@ class Protocol:
                 ],
                 outputs=[Message.InferRequestedOutputTensor(name=name) for name in wanted],
             )
-            learners = len(given[tensors.problem_ids.name])
-            if memory is None or not memory.place(message, list(given.values())):
-                message.raw_input_contents.extend(value.tobytes() for value in given.values())
-            if memory is not None:
-                memory.want(message, learners)
-            yield Request(start, learners, message)
+            learners, values = len(given[tensors.problem_ids.name]), tuple(given.values())
+            if carried:
+                message.raw_input_contents.extend(value.tobytes() for value in values)
+            yield Request(start, learners, message, () if carried else values)
 
-    def columns(self, answer: service_pb2.ModelInferResponse) -> list[np.ndarray | None]:
-        """A reply's probabilities, next problems and their probabilities, [learners, ...]; None if not asked for."""
-        found = {
-            output.name: np.frombuffer(content, self._types[output.name]).reshape(output.shape)
-            for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True)
-        }
-        return [found.get(tensor.name) for tensor in self._outputs]
+    def columns(
+        self,
+        answer: service_pb2.ModelInferResponse,
+        request: Request,
+        read: Callable[[Tensor, int], np.ndarray] | None = None,
+    ) -> list[np.ndarray | None]:
+        """A reply's probabilities, next problems and their probabilities, [learners, ...]; None if not asked for.
+
+        read: a tensor of so many learners, where the message does not carry them.
+        """
+        found = {output.name: (number, output) for number, output in enumerate(answer.outputs)}
+        asked = {output.name for output in request.message.outputs}
+        columns: list[np.ndarray | None] = []
+        for tensor in self._outputs:
+            if tensor.name not in asked:
+                columns.append(None)
+                continue
+            number, output = found.get(tensor.name, (0, Answer.InferOutputTensor()))
+            shape = [request.learners, *self._dims[tensor.name]]
+            if output.datatype != tensor.dtype or output.shape != shape:
+                raise ServingError(
+                    f"{self.url} answered {tensor.name} as {output.datatype or 'nothing'} {list(output.shape)}; by the spec "
+                    f"it is {tensor.dtype} {shape}. Give the client the spec that the server was built from",
+                    "FAILED_PRECONDITION",
+                )
+            if read is None:
+                content = answer.raw_output_contents[number]
+                columns.append(np.frombuffer(content, self._types[tensor.name]).reshape(shape))
+            else:
+                columns.append(read(tensor, request.learners))
+        return columns
 
     def predictions(self, histories: Sequence[History], answers: Sequence[list[np.ndarray | None]]) -> list[Prediction]:
         """Every learner's share of the answers' columns, in the histories' order."""

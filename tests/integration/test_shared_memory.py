@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 
 from ensemble.client import Client
-from ensemble.errors import InvalidRequestError
+from ensemble.errors import ClosedClientError, DeadlineExceededError, InvalidRequestError, ServingError
 from ensemble.history import History
 from tests.conftest import Served, learner
 
@@ -61,3 +63,87 @@ def test_nothing_is_left_behind(served: Served):
     local.predict([learner(2)])
     local.close()
     assert (files(), registered(served)) == (before, names)
+
+
+def same(local: Client, client: Client) -> bool:
+    (mine,), (theirs,) = local.predict([learner(7)]), client.predict([learner(7)])
+    return np.array_equal(mine.probabilities, theirs.probabilities)
+
+
+@pytest.mark.parametrize("failure", ["deadline", "refusal"])
+def test_after_a_failure_others_are_used_and_the_first_taken_back(served: Served, client: Client, failure: str):
+    """The server may still be reading and writing the first ones."""
+    many, before = [learner(512, seed) for seed in range(32)], registered(served)
+    with Client(served.server.grpc_url, spec=served.spec, shared_memory=True) as local:
+        first = registered(served) - before
+        if failure == "deadline":
+            with pytest.raises(DeadlineExceededError):
+                local.predict(many, deadline_s=0.02)
+        else:
+            with pytest.raises(InvalidRequestError):
+                local.predict(History("bad", [served.spec.model.problems], [1]))
+        assert same(local, client)
+        second = registered(served) - before - first
+        assert len(second) == 2
+        client.predict(many)  # queued behind the request that was given up
+        assert same(local, client)
+        assert registered(served) - before == second
+    assert registered(served) == before
+
+
+def test_closing_waits_for_what_the_server_still_writes(served: Served):
+    many, before = [learner(512, seed) for seed in range(32)], registered(served)
+    with (
+        Client(served.server.grpc_url, spec=served.spec, shared_memory=True) as local,
+        pytest.raises(DeadlineExceededError),
+    ):
+        local.predict(many, deadline_s=0.02)
+    assert registered(served) == before
+
+
+def test_a_server_that_has_lost_the_regions_is_told_again(served: Served, client: Client):
+    with Client(served.server.grpc_url, spec=served.spec, shared_memory=True) as local:
+        with grpcclient.InferenceServerClient(served.server.grpc_url) as other:
+            other.unregister_system_shared_memory()
+        assert same(local, client)
+
+
+def test_another_threads_call_is_refused(served: Served, client: Client):
+    many = [learner(512, seed) for seed in range(160)]
+    expected = client.predict(many)
+    with (
+        Client(served.server.grpc_url, spec=served.spec, shared_memory=True) as local,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        call = pool.submit(local.predict, many)
+        time.sleep(0.2)
+        with pytest.raises(ServingError, match=r"another thread has a call .* give each thread a client of its own"):
+            local.predict(learner(3))
+        for mine, theirs in zip(call.result(), expected, strict=True):
+            np.testing.assert_allclose(mine.probabilities, theirs.probabilities, atol=1e-6)
+        assert same(local, client)  # one after the other, threads may share it
+
+
+def test_a_call_under_way_ends_when_another_thread_closes_the_client(served: Served):
+    before = registered(served)
+    local = Client(served.server.grpc_url, spec=served.spec, shared_memory=True)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(local.predict, [learner(512, seed) for seed in range(320)])
+        time.sleep(0.2)
+        local.close()
+        with pytest.raises(ClosedClientError, match="is closed"):
+            call.result(1)
+    assert registered(served) == before
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_an_answer_that_is_not_the_specs_is_refused(served: Served, shared_memory: bool):
+    model = served.spec.model.model_copy(update={"problems": 20_000})
+    other = served.spec.model_copy(update={"model": model})
+    with (
+        Client(served.server.grpc_url, spec=other, shared_memory=shared_memory) as wrong,
+        pytest.raises(
+            ServingError, match=r"FP32 \[1, 14041\]; by the spec it is FP32 \[1, 20000\]\. Give the client the"
+        ),
+    ):
+        wrong.predict(learner(3))
