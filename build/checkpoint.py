@@ -146,11 +146,9 @@ def load_module(path: Path, factory: str) -> nn.Module:
     """
     from torch import nn
 
-    where, _, name = factory.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; a console script does not
+    name = factory.partition(":")[2]
     try:
-        make = getattr(importlib.import_module(where), name or "")
+        make = getattr(importlib.import_module(factory_module(factory)), name or "")
     except (ImportError, AttributeError, ValueError) as e:
         raise CheckpointError(
             f"there is no factory {factory!r}: {e}. It is written package.module:function, and found from here or PYTHONPATH"
@@ -164,6 +162,13 @@ def load_module(path: Path, factory: str) -> nn.Module:
     _compare(path, state, model.state_dict(), factory)
     model.load_state_dict(state)
     return model.eval()
+
+
+def factory_module(factory: str) -> str:
+    """The module of "package.module:function"; from here on it is found as `python -m` would find it."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a console script does not
+    return factory.partition(":")[0]
 
 
 def weights_file(path: Path) -> Path:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build import ROOT, manifest
+from build import ROOT, manifest, sources
+from build import checkpoint as checkpoints
 from build.checkpoint import digest, outside
 from ensemble import config
 from ensemble.errors import LastrowError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 FINGERPRINT = "lastrow.fingerprint"
 PARITY = "lastrow.parity"
+# PyTorch's exporter takes the other two along; of the two names of ONNX Runtime one is installed.
+EXPORTERS = ("torch", "onnxscript", "onnx-ir", "onnx", "numpy", "onnxruntime", "onnxruntime-gpu")
 
 
 class RepositoryError(LastrowError):
@@ -123,14 +127,30 @@ def _is_own(out: Path, model: str, files: Mapping[str, bytes]) -> bool:
 
 
 def fingerprint(spec: Spec, checkpoint: Path) -> str:
-    """What the core depends on: the spec's model, the weights, the code that makes it and the exporter's version."""
+    """What the core depends on: the spec's model, the weights, all code that makes it, and the versions of what it uses."""
+    own = sources.find(__name__)
+    files, versions = dict(own.files), _versions()
+    if isinstance(spec.network, ModuleNetwork):
+        brought = sources.find(checkpoints.factory_module(spec.network.factory))
+        files |= brought.files
+        versions |= brought.versions()
     parts = [
         spec.model_dump_json(include={"model", "network", "reduce", "export", "parity", "tensors"}),
+        spec.steps.core.device,  # by which parity's tolerance goes
         digest(checkpoint),
-        *(file.read_text(encoding="utf-8") for file in _sources(spec)),
-        *(importlib.metadata.version(package) for package in ("torch", "onnxscript", "onnx-ir")),
+        json.dumps(versions, sort_keys=True),
+        *(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for name, file in sorted(files.items())),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """The version of each package that exports, rewrites or runs the core, of those that are installed."""
+    found = {}
+    for package in EXPORTERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def metadata(model: Path) -> dict[str, str]:
@@ -144,22 +164,8 @@ def metadata(model: Path) -> dict[str, str]:
         return {}
 
 
-def _sources(spec: Spec) -> list[Path]:
-    """The code that a core is made by: this project's, and a module's own."""
-    here = Path(__file__).parent
-    files = [here / f"{name}.py" for name in ("network", "export", "precision", "parity")] + sorted(
-        (here / "reduce").glob("*.py")
-    )
-    if isinstance(spec.network, ModuleNetwork):
-        found = importlib.util.find_spec(spec.network.factory.partition(":")[0])
-        if found is not None and found.origin is not None:
-            files.append(Path(found.origin))
-    return files
-
-
 def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[list[Path], float]:
     """Export, reduce, compare. Returns the core's files, weights first where they lie apart, and the largest difference."""
-    from build import checkpoint as checkpoints
     from build import parity
     from build.battery import prove
     from build.export import adopt, export, widen

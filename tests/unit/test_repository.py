@@ -1,6 +1,9 @@
+import importlib.metadata
 import math
 import pickle
 import shutil
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from build import checkpoint, manifest, parity, repository
+from build import checkpoint, manifest, parity, repository, sources
 from build.checkpoint import CheckpointError
 from build.export import export
 from build.parity import ParityError
@@ -21,6 +24,7 @@ from build.reduce.shapes import Shapes
 from build.reduction import reduce_file
 from build.repository import RepositoryError
 from ensemble.spec import Spec
+from tests import factories
 from tests.conftest import NETWORKS, resized, untrained
 
 
@@ -299,3 +303,70 @@ def test_weights_beside_a_core_are_missed_when_gone_and_go_with_it(small_spec, s
     checkpoint.save(untrained(small_spec, seed=5), tmp_path / "other.pt")
     repository.build(small_spec, tmp_path / "other.pt", out)
     assert not weights.exists()
+
+
+@pytest.mark.parametrize("package", ["torch", "onnx", "onnxscript", "onnx-ir", "numpy", "onnxruntime-gpu"])
+def test_another_version_of_what_makes_a_core_makes_another(small_spec, small_checkpoint, monkeypatch, package):
+    before = repository.fingerprint(small_spec, small_checkpoint)
+    assert repository.fingerprint(small_spec, small_checkpoint) == before
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == package else version(name))
+    assert repository.fingerprint(small_spec, small_checkpoint) != before
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["build.repository", "build.battery", "build.export", "build.checkpoint", "build.reduce.file", "ensemble.spec"],
+)
+def test_other_code_makes_another_core(small_spec, small_checkpoint, monkeypatch, tmp_path, module):
+    before = repository.fingerprint(small_spec, small_checkpoint)
+    found = sources.find("build.repository")
+    assert {"build.network", "build.parity", "build.precision", "build.reduce", "build.reduce.rules"} < set(found.files)
+    changed = tmp_path / "changed.py"
+    changed.write_text(found.files[module].read_text() + "\n# changed\n")
+    found.files[module] = changed
+    monkeypatch.setattr(sources, "find", lambda _: found)
+    assert repository.fingerprint(small_spec, small_checkpoint) != before
+
+
+def test_another_helper_of_a_factory_makes_another_core(spec, monkeypatch, tmp_path):
+    package = tmp_path / "mine"
+    (package / "layers").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "layers" / "__init__.py").write_text("from .attention import attentive\n")
+    (package / "layers" / "attention.py").write_text("from tests.factories import attentive\nfrom ..size import SIZE\n")
+    (package / "size.py").write_text("SIZE = 1\n")
+    (package / "model.py").write_text("def make():\n    from mine import layers\n    return layers.attentive()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    torch.save(factories.attentive().state_dict(), tmp_path / "model.pt")
+    table = resized(spec, problems=factories.PROBLEMS, window=32, cold_start=False).model_dump()
+    table["network"] = {"type": "module", "factory": "mine.model:make"}
+    own = Spec.model_validate(table)
+    out = tmp_path / "models"
+    assert "core/1/model.onnx" in repository.build(own, tmp_path / "model.pt", out).changed
+    assert repository.build(own, tmp_path / "model.pt", out).changed == ()
+    (package / "aside.py").write_text("")
+    assert repository.build(own, tmp_path / "model.pt", out).changed == ()
+    for name in ("layers/attention.py", "layers/__init__.py", "__init__.py", "model.py", "size.py"):
+        before = repository.fingerprint(own, tmp_path / "model.pt")
+        (package / name).write_text((package / name).read_text() + "# changed\n")
+        assert repository.fingerprint(own, tmp_path / "model.pt") != before, name
+    assert repository.build(own, tmp_path / "model.pt", out).changed == ("core/1/model.onnx",)
+
+
+def test_a_factorys_packages_count_with_their_versions(spec, monkeypatch, tmp_path):
+    (tmp_path / "quoting.py").write_text("import jinja2\nimport json\n\ndef make():\n    pass\n")
+    (tmp_path / "broken.py").write_text("def make(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = sources.find("quoting")
+    assert {name.lower(): version for name, version in found.versions().items()} == {"jinja2": version("jinja2")}
+    assert list(found.files) == ["quoting"]
+    assert list(sources.find("broken").files) == ["broken"]
+    assert sources.find("nowhere.at.all").files == {}
+    assert "quoting" not in sys.modules
+
+
+def test_the_device_counts_since_parity_goes_by_it(small_spec, small_checkpoint):
+    core = small_spec.steps.core.model_copy(update={"device": "gpu"})
+    gpu = small_spec.model_copy(update={"steps": small_spec.steps.model_copy(update={"core": core})})
+    assert repository.fingerprint(gpu, small_checkpoint) != repository.fingerprint(small_spec, small_checkpoint)
