@@ -158,9 +158,10 @@ def _named(
             )
         ]
         here = keys[main][place]
-        # Where the output has its axes in another order than the input, only their names tell whether that is meant.
+        # Where the output has its axes in another order than all inputs, only their names tell whether that is meant.
         told = axis < len(labels) and bool(followed) and labels[axis] in followed[0]
-        if followed and not isinstance(here, int) and here not in followed[0] and not told:
+        stands = any(axes[place] in group for group in followed[:1] for axes in keys.values() if len(axes) >= 2)
+        if not isinstance(here, int) and not stands and not told:
             followed = []
         if not followed and isinstance(here, int):
             standing = [axes[place] for axes in keys.values() if len(axes) >= 2]

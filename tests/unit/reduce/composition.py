@@ -184,9 +184,9 @@ def causal_attention(m: Composition, x: Tensor) -> Tensor:
     scores = m.op("MatMul", q, m.op("Transpose", k, perm=[0, 2, 1]))
     seen = m.causal()
     if m.flag("padding mask"):
-        # The own row is seen always, so that no row is without any.
+        # The own row is seen always: without any, a softmax over -1e9 is a mean over all columns there are.
         own = m.op("Equal", m.op("Unsqueeze", m.numbers(), [0]), m.op("Unsqueeze", m.numbers(), [1]))
-        seen = m.op("And", seen, m.op("Or", m.op("Unsqueeze", m.valid(), [1]), own))
+        seen = m.op("Or", m.op("And", seen, m.op("Unsqueeze", m.valid(), [1])), own)
     form = m.choose("where", "add", label="mask")
     if form == "where":
         scores = m.op("Where", seen, scores, NEVER)
