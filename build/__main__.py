@@ -135,7 +135,9 @@ def serve(
     http_port: Port = 8000,
     grpc_port: Port = 8001,
     metrics_port: Port = 8002,
-    address: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: on every network")] = "127.0.0.1",
+    address: Annotated[
+        str, typer.Option(help="IPv4 or IPv6 address to listen on; 0.0.0.0 or ::: on every network")
+    ] = "127.0.0.1",
     tls: Annotated[
         Path | None,
         typer.Option(

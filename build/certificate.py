@@ -144,7 +144,8 @@ def _name(text: str) -> x509.Name:
 
 def _this_machine() -> x509.SubjectAlternativeName:
     names = [x509.DNSName(name) for name in dict.fromkeys(("localhost", socket.gethostname()))]
-    return x509.SubjectAlternativeName([*names, x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    addresses = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
+    return x509.SubjectAlternativeName([*names, *addresses])
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
+from build.server.ports import listening, reached, url
 from build.server.stop import StopRequest
 from ensemble.config import PREPROCESS
 
@@ -52,9 +53,7 @@ class Ports:
             f"--http-port={self.http}",
             f"--grpc-port={self.grpc}",
             f"--metrics-port={self.metrics}",
-            f"--grpc-address={self.address}",
-            f"--http-address={self.http_address}",
-            f"--metrics-address={self.http_address}",
+            *listening(self.address, self.http_address),
         ]
 
 
@@ -126,7 +125,7 @@ class Supervisor:
                 return f"{', '.join(dead)} died"
             if not ready and running.ready():
                 ready = True
-                self._say(f"{self._model} is ready: gRPC {self._ports.address}:{self._ports.grpc}")
+                self._say(f"{self._model} is ready: gRPC {url(self._ports.address, self._ports.grpc)}")
             if not ready and time.monotonic() - start > START_S:
                 raise ServerError(f"tritonserver was not ready after {START_S:.0f} s. {running.causes()}")
         return None
@@ -195,9 +194,7 @@ class _Running:
 
     def _get(self, port: int, path: str) -> str | None:
         """A page of the server's; None while there is none."""
-        given = self._ports.http_address
-        address = LOOPBACK if given in ("0.0.0.0", "::") else given  # noqa: S104 compared, not bound
-        connection = http.client.HTTPConnection(address, port, timeout=2.0)
+        connection = http.client.HTTPConnection(reached(self._ports.http_address), port, timeout=2.0)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()

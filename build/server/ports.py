@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import ipaddress
 import socket
 from collections.abc import Sequence
 
@@ -11,6 +13,7 @@ from build.server.errors import ServerError
 
 PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}  # tritonserver's own defaults
 LOOPBACK = "127.0.0.1"
+HTTP_IPV6 = "ipv6:"  # what HTTP wants before such an address
 
 
 def check_ports(arguments: Sequence[str]) -> None:
@@ -33,25 +36,64 @@ def check_ports(arguments: Sequence[str]) -> None:
         protocol = option.split("-")[0]
         if given[f"allow_{protocol}"].lower() in ("false", "0"):
             continue
-        port, address = given[key], given[key.replace("port", "address")]
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+        port, address = given[key], given[key.replace("port", "address")].removeprefix(HTTP_IPV6).strip("[]")
+        try:
+            with socket.socket(_family(address)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((address, port))
-            except OSError as e:
-                raise ServerError(
-                    f"port {port} on {address} is not free ({e.strerror}); stop what listens there, or choose another "
-                    f"with --{option} (make serve: {protocol.upper()}_PORT=)"
-                ) from e
+        except OSError as e:
+            if e.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise ServerError(f"this machine has no address {address}; `ip address` lists those it has") from e
+            raise ServerError(
+                f"port {port} on {address} is not free ({e.strerror}); stop what listens there, or choose another "
+                f"with --{option} (make serve: {protocol.upper()}_PORT=)"
+            ) from e
 
 
-def free_ports(count: int = 3) -> list[int]:
-    """Ports on loopback that nothing listens on now."""
+def free_ports(count: int = 3, address: str = LOOPBACK) -> list[int]:
+    """Ports on the address that nothing listens on now."""
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        probes = [stack.enter_context(socket.socket(_family(address))) for _ in range(count)]
         for probe in probes:
-            probe.bind((LOOPBACK, 0))
+            probe.bind((address, 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def url(address: str, port: int) -> str:
+    """As gRPC and HTTP clients take it: "127.0.0.1:8001", "[::1]:8001"."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def reached(address: str) -> str:
+    """Where this machine reaches what listens on the address: loopback, where that is all of them."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(address, address)  # noqa: S104 compared, not bound
+
+
+def listening(grpc: str, http: str) -> list[str]:
+    """Arguments that have the endpoints listen on IPv4 or IPv6 addresses: gRPC on one, HTTP and metrics on another.
+
+    Triton spells IPv6 in a way of its own for each protocol, and a name that HTTP cannot read it takes for 255.255.255.255.
+
+    Raises:
+        ServerError: one is no address.
+    """
+    for address in (grpc, http):
+        try:
+            ipaddress.ip_address(address)
+        except ValueError as e:
+            raise ServerError(
+                f"{address!r} is no IP address; give one to listen on, such as 127.0.0.1, ::1, 0.0.0.0 or ::"
+            ) from e
+    http = f"{HTTP_IPV6}{http}" if ":" in http else http
+    return [
+        f"--grpc-address={f'[{grpc}]' if ':' in grpc else grpc}",
+        f"--http-address={http}",
+        f"--metrics-address={http}",
+    ]
 
 
 def listens(port: int) -> bool:
@@ -62,4 +104,4 @@ def listens(port: int) -> bool:
 
 def loopback() -> list[str]:
     """Arguments that keep every endpoint on this machine: listening wider is an explicit choice."""
-    return [f"--{protocol}-address={LOOPBACK}" for protocol in ("http", "grpc", "metrics")]
+    return listening(LOOPBACK, LOOPBACK)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from build import ROOT
 from build.server import PORTS, Server, ServerError, free_ports, loopback
-from tests.conftest import Served
+from ensemble.client import Client
+from tests.conftest import Served, answer_of, learner, needs_ipv6
 
 LAUNCHER = Path(sys.prefix) / "bin" / "tritonserver"
 
@@ -26,9 +31,9 @@ def ports() -> tuple[list[str], int]:
     return [*loopback(), *(f"--{o}={p}" for o, p in zip(PORTS, free, strict=True))], free[1]
 
 
-def wait_until_ready(port: int, timeout_s: float = 90) -> None:
+def wait_until_ready(port: int, timeout_s: float = 90, host: str = "127.0.0.1") -> None:
     deadline = time.monotonic() + timeout_s
-    with grpcclient.InferenceServerClient(f"127.0.0.1:{port}") as client:
+    with grpcclient.InferenceServerClient(f"{host}:{port}") as client:
         while time.monotonic() < deadline:
             try:
                 if client.is_server_ready():
@@ -77,6 +82,43 @@ def test_make_serve_stops_on_ctrl_c(served: Served):
         raise AssertionError("make serve left processes behind")
     except ProcessLookupError:
         pass  # none of them is left
+
+
+@needs_ipv6
+def test_make_serve_listens_on_ipv6(served: Served, tmp_path: Path):
+    http, grpc, metrics = free_ports(3, "::1")
+    command = ["make", "serve", f"CHECKPOINT={served.checkpoint}", f"OUT={served.repository}", "ADDRESS=::1"]
+    command += [f"HTTP_PORT={http}", f"GRPC_PORT={grpc}", f"METRICS_PORT={metrics}"]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until_ready(grpc, host="[::1]")
+        with Client(f"[::1]:{grpc}", spec=served.spec) as client:
+            history = learner(20)
+            (answer,) = client.predict([history])
+        expected = answer_of(served.model, history, served.spec.model.window)
+        np.testing.assert_allclose(answer.probabilities, expected, rtol=0, atol=1e-5)
+        with urllib.request.urlopen(f"http://[::1]:{metrics}/metrics", timeout=5) as page:
+            assert b"nv_inference_request_success" in page.read()
+        tree = psutil.Process(process.pid).children(recursive=True)
+        listening = {
+            (socket.laddr.ip, socket.laddr.port)
+            for one in tree
+            for socket in one.net_connections()
+            if socket.status == psutil.CONN_LISTEN
+        }
+        assert listening == {("::1", port) for port in (http, grpc, metrics)}
+        deadline = time.monotonic() + 10  # the supervisor looks four times a second
+        while f"is ready: gRPC [::1]:{grpc}" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert f"is ready: gRPC [::1]:{grpc}" in log.read_text()
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+        assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in tree)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_taken_port_is_one_line(served: Served):

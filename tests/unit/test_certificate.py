@@ -26,6 +26,7 @@ def test_the_authority_signs_for_one_use_and_a_month(tmp_path, owner):
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert "localhost" in names.get_values_for_type(x509.DNSName)
+    assert {"127.0.0.1", "::1"} == set(map(str, names.get_values_for_type(x509.IPAddress)))
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
     assert datetime.timedelta(days=DAYS - 1) < left <= datetime.timedelta(days=DAYS)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from build import server
-from build.server import ServerError, check_ports, failures, find, free_ports, installation, processes
+from build.server import ServerError, check_ports, failures, find, free_ports, installation, ports, processes
+from tests.conftest import needs_ipv6
 
 
 def executable(folder: Path) -> Path:
@@ -92,6 +93,45 @@ def test_a_taken_port_is_named():
         with pytest.raises(ServerError, match=rf"port {free[1]} on 127\.0\.0\.1 is not free.*--grpc-port"):
             check_ports(arguments)
         check_ports([*arguments, "--allow-grpc=false"])
+
+
+@needs_ipv6
+def test_a_taken_port_is_named_on_ipv6():
+    free = free_ports(3, "::1")
+    arguments = [f"--{option}={port}" for option, port in zip(ports.PORTS, free, strict=True)]
+    arguments += ports.listening("::1", "::1")
+    check_ports(arguments)
+    for number, option in ((0, "http"), (1, "grpc"), (2, "metrics")):
+        with socket.socket(socket.AF_INET6) as taken:
+            taken.bind(("::1", free[number]))
+            taken.listen()
+            with pytest.raises(ServerError, match=rf"port {free[number]} on ::1 is not free.*--{option}-port"):
+                check_ports(arguments)
+
+
+def test_each_protocol_has_its_own_spelling_of_ipv6():
+    assert ports.listening("::", "::1") == [
+        "--grpc-address=[::]",
+        "--http-address=ipv6:::1",
+        "--metrics-address=ipv6:::1",
+    ]
+    assert (ports.url("::1", 8001), ports.url("127.0.0.1", 8001)) == ("[::1]:8001", "127.0.0.1:8001")
+    everywhere = {"::": "::1", "0.0.0.0": "127.0.0.1"}  # noqa: S104 compared, not bound
+    assert {address: ports.reached(address) for address in everywhere} == everywhere
+    assert ports.reached("10.0.0.7") == "10.0.0.7"
+
+
+@pytest.mark.parametrize("address", ["localhost", "[::1]", "127.0.0.1:8001", ""])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(ServerError, match=r"is no IP address; give one to listen on, such as 127\.0\.0\.1, ::1"):
+        ports.listening(address, "127.0.0.1")
+
+
+def test_an_address_of_another_machine_is_named():
+    arguments = ports.listening("2001:db8::1", "127.0.0.1")
+    arguments += [f"--{option}={port}" for option, port in zip(ports.PORTS, free_ports(3), strict=True)]
+    with pytest.raises(ServerError, match="this machine has no address 2001:db8::1"):
+        check_ports(arguments)
 
 
 @pytest.mark.parametrize(
