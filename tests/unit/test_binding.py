@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Set
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,42 @@ def spec_of(spec: Spec, network: str, device: str = "gpu") -> Spec:
     table["reduce"]["length_aware"] = False
     table["steps"]["core"] |= {"device": device, "graph_batch_sizes": SIZES if device == "gpu" else ()}
     return Spec.model_validate(table)
+
+
+class Binding:
+    """A binding of `Gpu`'s: what a node wants on the CPU is copied when it is bound, as ONNX Runtime does."""
+
+    def __init__(self, session: ort.InferenceSession, on_cpu: Set[str]) -> None:
+        self.real, self.on_cpu = session.io_binding(), on_cpu
+        self.bind_output, self.bind_ortvalue_output = self.real.bind_output, self.real.bind_ortvalue_output
+        self.get_outputs = self.real.get_outputs
+        self.copies: dict[str, ort.OrtValue] = {}
+
+    def bind_ortvalue_input(self, name: str, value: ort.OrtValue) -> None:
+        if name in self.on_cpu:
+            value = self.copies[name] = ort.OrtValue.ortvalue_from_numpy(value.numpy().copy())
+        self.real.bind_ortvalue_input(name, value)
+
+
+class Gpu:
+    """A session that does on the CPU what one on a GPU does: with bindings as above, and graphs.
+
+    A graph is what was bound in the first run under its number, whatever is bound in a later one.
+    """
+
+    def __init__(self, session: ort.InferenceSession, on_cpu: Set[str] = frozenset()) -> None:
+        self.session, self.on_cpu = session, on_cpu
+        self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+        self.graphs: dict[str, Binding] = {}
+
+    def io_binding(self) -> Binding:
+        return Binding(self.session, self.on_cpu)
+
+    def run_with_iobinding(self, binding: Binding, options: ort.RunOptions) -> None:
+        graph = options.get_run_config_entry("gpu_graph_id")
+        if graph != "-1":
+            binding = self.graphs.setdefault(graph, binding)
+        self.session.run_with_iobinding(binding.real)
 
 
 @pytest.fixture(scope="module", params=["dkt", "transformer"])
@@ -91,12 +128,98 @@ def test_buffers_stay_where_they_are(onnxruntime_backend, core, session):
         feeds = learners(count, 32, seed)
         bound = binder.bound(feeds)
         np.testing.assert_allclose(binder.run(feeds, ["logits"])[0], session.run(None, feeds)[0], atol=1e-5)
-        values = [*bound.inputs.values(), *bound.outputs.values(), *bound.binding.get_outputs()]
+        values = [*bound.inputs.values(), *bound.outputs.values(), *bound.graph_binding.get_outputs()]
         addresses.add(tuple(value.data_ptr() for value in values))
     assert len(addresses) == 1
     assert len(binder.others) == 0
     first, again = (binder.bound(learners(20, 32, seed)) for seed in (0, 1))
     assert first is again
+
+
+@pytest.fixture(scope="module")
+def length_aware(spec, tmp_path_factory) -> ort.InferenceSession:
+    """A core whose LSTM reads its sequence_lens, the lengths, on the CPU."""
+    table = spec_of(spec, "dkt", "cpu").model_dump()
+    table["reduce"]["length_aware"] = True
+    made = Spec.model_validate(table)
+    path = tmp_path_factory.mktemp("length-aware") / "core.onnx"
+    save(repository.cut(export(untrained(made), made).model, made).model, path)
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def test_what_a_node_wants_on_the_cpu_is_todays(onnxruntime_backend, length_aware):
+    binder = onnxruntime_backend.Binder(Gpu(length_aware, {"lengths"}), "cpu")
+    for seed in range(4):
+        feeds = learners(3, 32, seed)
+        (expected,) = length_aware.run(["logits"], feeds)
+        np.testing.assert_allclose(binder.run(feeds, ["logits"])[0], expected, atol=1e-6)
+
+
+def test_no_graph_is_kept_of_what_a_node_wants_on_the_cpu(onnxruntime_backend, core, length_aware):
+    said: list[str] = []
+    session = Gpu(length_aware, {"lengths"})
+    binder = onnxruntime_backend.capture_all(as_triton_says(core[0]), session, "cpu", 0, said.append)
+    assert not binder.captured
+    assert len(said) == len(WIDTHS)
+    assert all("batch of 1: replayed, it answers otherwise than computed anew" in line for line in said)
+    feeds = learners(2, 32)
+    np.testing.assert_allclose(binder.run(feeds, ["logits"])[0], length_aware.run(None, feeds)[0], atol=1e-6)
+
+
+def test_a_graph_reads_what_is_in_its_buffers(onnxruntime_backend, core, session):
+    gpu = Gpu(session)
+    binder = onnxruntime_backend.capture_all(as_triton_says(core[0]), gpu, "cpu", 0, no_warning)
+    assert len(gpu.graphs) == len(binder.captured) == len(SIZES) * len(WIDTHS)
+    for seed, (count, width) in enumerate(itertools.product((1, 3, 4), WIDTHS)):
+        feeds = learners(count, width, seed)
+        np.testing.assert_allclose(binder.run(feeds, ["logits"])[0], session.run(None, feeds)[0], atol=1e-5)
+    assert len(binder.others) == 0
+
+
+def test_a_refused_graph_keeps_its_number(onnxruntime_backend, tmp_path):
+    # Behind its fourth column the model adds noise: of 5 columns a graph is refused, of 3 it is captured.
+    edges = {"starts": [4], "ends": [99], "axes": [1]}
+    nodes = [
+        helper.make_node("Slice", ["x", *edges], ["tail"]),
+        helper.make_node("RandomUniformLike", ["tail"], ["random"], dtype=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["random", "axes"], ["noise"]),
+        helper.make_node("Add", ["x", "noise"], ["y"]),
+    ]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "time"]) for name in ("x", "y")]
+    constants = [helper.make_tensor(name, TensorProto.INT64, [1], value) for name, value in edges.items()]
+    graph = helper.make_graph(nodes, "tail", tensors[:1], tensors[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    said: list[str] = []
+    binder = onnxruntime_backend.capture_all(
+        {
+            "name": "tail",
+            "max_batch_size": 8,
+            "parameters": {"cuda_graph_batch_sizes": {"string_value": "1,2"}},
+            "input": [{"name": "x"}],
+            "model_warmup": [{"inputs": {"x": {"dims": [width]}}} for width in (5, 3)],
+        },
+        Gpu(session),
+        "cpu",
+        0,
+        said.append,
+    )
+    assert [line.partition(":")[2].partition(":")[0] for line in said] == [" no CUDA graph for x [5]"]
+    assert list(binder.captured) == [(size, (("x", (3,)),)) for size in (1, 2)]
+    for value in (2, 7):
+        x = np.full((2, 3), value, np.float32)
+        np.testing.assert_array_equal(binder.run({"x": x}, ["y"])[0], x)
+
+
+def test_every_batch_of_every_width_keeps_its_buffers(onnxruntime_backend, spec, length_aware):
+    made = spec_of(spec, "dkt", "cpu")
+    widths = (4, 8, 16, 32)
+    made = made.model_copy(update={"model": made.model.model_copy(update={"buckets": widths})})
+    binder = onnxruntime_backend.capture_all(as_triton_says(made), length_aware, "cpu", 0, no_warning)
+    batches = range(1, made.batching.max_batch_size + 1)
+    first = [binder.bound(learners(count, width)) for width in widths for count in batches]
+    assert len(first) == 128
+    assert [binder.bound(learners(count, width)) for width in widths for count in batches] == first
 
 
 def test_an_answer_is_the_callers_own(onnxruntime_backend, core, session):
@@ -122,9 +245,8 @@ def test_no_row_of_another_batch_is_left(onnxruntime_backend, core, session):
     np.testing.assert_allclose(after[3], after[0], atol=1e-6)
 
 
-def test_shapes_without_a_graph_are_not_kept_forever(onnxruntime_backend, core, session, monkeypatch):
-    monkeypatch.setattr(onnxruntime_backend, "KEPT_SHAPES", 3)
-    binder = onnxruntime_backend.Binder(session, "cpu")
+def test_shapes_without_a_graph_are_not_kept_forever(onnxruntime_backend, core, session):
+    binder = onnxruntime_backend.Binder(session, "cpu", kept=3)
     for width in (3, 4, 5, 3, 6):
         binder.run(learners(1, width), ["logits"])
     assert [dict(key)["recent_problem_ids"] for _, key in binder.others] == [(5,), (3,), (6,)]

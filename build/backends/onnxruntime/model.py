@@ -10,6 +10,7 @@ model_warmup, and replayed for every batch that fits one.
 """
 
 import collections
+import itertools
 import json
 import os
 from pathlib import Path
@@ -87,7 +88,6 @@ TENSORRT_PRECISIONS = {
 GRAPH_ID = "gpu_graph_id"  # run option: which captured graph; from 1 on
 NO_GRAPH = "-1"
 CAPTURING_RUNS = 3  # the first run allocates, a later one is captured, the next one replays
-KEPT_SHAPES = 64  # of buffers without a graph; the one that was not used for longest goes first
 TRITON_OPTIMIZATION = {"graph", "execution_accelerators", "input_pinned_memory", "output_pinned_memory", "priority"}
 
 
@@ -380,7 +380,10 @@ def open_session(config, path, kind, device, graphs=False):
 
 
 class Bound:
-    """Buffers for one set of shapes, bound to a session for good: what it computes lies at the same addresses every time.
+    """Buffers for one set of shapes, which stay where they are: what is computed lies at the same addresses every time.
+
+    A captured graph reads these addresses, so its binding is made once. Every other run binds anew: an input that a node
+    wants on the CPU (an LSTM's sequence_lens) ONNX Runtime copies from the device when it is bound, not when it is run.
 
     Rows that a batch leaves free are filled with its first one: no other batch's rows, and nothing that was not asked.
     """
@@ -396,18 +399,25 @@ class Bound:
             name: ort.OrtValue.ortvalue_from_shape_and_type(staged.shape, staged.dtype, device, number)
             for name, staged in self.staged.items()
         }
-        self.binding = session.io_binding()
         for name, value in self.inputs.items():
             value.update_inplace(self.staged[name])
-            self.binding.bind_ortvalue_input(name, value)
+        self.outputs = {}
         names = [tensor.name for tensor in session.get_outputs()]
         for name in names:
-            self.binding.bind_output(name, device, number)
+            first.bind_output(name, device, number)
         # What the first run allocates for its outputs is kept as their buffers.
-        session.run_with_iobinding(self.binding, self.plain)
-        self.outputs = dict(zip(names, self.binding.get_outputs()))
+        session.run_with_iobinding(first, self.plain)
+        self.outputs = dict(zip(names, first.get_outputs()))
+        self.graph_binding = self.bind() if graph else None
+
+    def bind(self):
+        """All buffers bound to the session."""
+        binding = self.session.io_binding()
+        for name, value in self.inputs.items():
+            binding.bind_ortvalue_input(name, value)
         for name, value in self.outputs.items():
-            self.binding.bind_ortvalue_output(name, value)
+            binding.bind_ortvalue_output(name, value)
+        return binding
 
     def run(self, feeds, names, graph=True):
         """Outputs by `names` for feeds of as many rows as the buffers have, or fewer; the caller's to keep."""
@@ -421,7 +431,10 @@ class Bound:
             staged[:rows] = feeds[name]
             staged[rows:] = feeds[name][:1]
             self.inputs[name].update_inplace(staged)
-        self.session.run_with_iobinding(self.binding, self.options if graph else self.plain)
+        if graph and self.graph_binding:
+            self.session.run_with_iobinding(self.graph_binding, self.options)
+        else:
+            self.session.run_with_iobinding(self.bind(), self.plain)
 
     def fetch(self, rows, names):
         """The first rows of outputs, brought to the host: all that leaves the device."""
@@ -434,12 +447,16 @@ class Binder:
     """Runs a session on bound buffers, made once for each shape.
 
     sizes: batches that are captured as CUDA graphs, at the shapes that `capture` is given; a smaller batch of such a shape
-    is padded to the next size. Every other batch has buffers of just its size, and no graph.
+    is padded to the next size. Every other batch has buffers of just its size, and no graph; of these so many are kept, and
+    the ones that were not used for longest go first.
     """
 
-    def __init__(self, session, device, number=0, sizes=()):
-        self.session, self.device, self.number, self.sizes = session, device, number, tuple(sizes)
+    def __init__(self, session, device, number=0, sizes=(), kept=1):
+        self.session, self.device, self.number, self.sizes, self.kept = session, device, number, tuple(sizes), kept
+        # A number is never given again: the session keeps what was captured under it, also where that was refused.
+        self.graphs = itertools.count(1)
         self.captured = {}
+        first = self.bind()
         self.others = collections.OrderedDict()
         self.types = {tensor.name: NUMPY_TYPES.get(tensor.type) for tensor in session.get_inputs()}
 
@@ -451,7 +468,7 @@ class Binder:
         """
         key = _key(shapes)
         for size in self.sizes:
-            graph = str(len(self.captured) + 1)
+            graph = str(next(self.graphs))
             whole = {name: (size, *shape) for name, shape in shapes.items()}
             try:
                 bound = Bound(self.session, whole, self.device, self.number, graph)
@@ -483,7 +500,7 @@ class Binder:
         if size is not None:
             return self.captured[size, key]
         if (rows, key) not in self.others:
-            if len(self.others) == KEPT_SHAPES:
+            if len(self.others) == self.kept:
                 self.others.popitem(last=False)
             shapes = {name: value.shape for name, value in feeds.items()}
             self.others[rows, key] = Bound(self.session, shapes, self.device, self.number)
@@ -521,9 +538,14 @@ def warm_shapes(config):
 
 
 def capture_all(config, session, device, number, warn):
-    """A Binder with a graph for every size and warm-up shape that can be captured; `warn` is told of each other one."""
-    binder = Binder(session, device, number, graph_batch_sizes(config))
-    for shapes in warm_shapes(config) if binder.sizes else ():
+    """A Binder with a graph for every size and warm-up shape that can be captured; `warn` is told of each other one.
+
+    It keeps buffers for every batch of every warm-up shape, which are the widths that are served.
+    """
+    widths = warm_shapes(config)
+    kept = max(len(widths), 1) * config["max_batch_size"]
+    binder = Binder(session, device, number, graph_batch_sizes(config), kept)
+    for shapes in widths if binder.sizes else ():
         why = binder.capture(shapes)
         if why:
             text = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
