@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ensemble.client import DEFAULT_URL, Client, Prediction, Tls
 from ensemble.command import run
 from ensemble.errors import LastrowError
-from ensemble.history import History, read, read_text
+from ensemble.history import History, decode, read, read_text
 from ensemble.lint import lint as lint_repository
 from ensemble.spec import DEFAULT_SPEC, Spec
 from ensemble.vocabulary import Vocabulary
@@ -59,7 +60,10 @@ def predict(
         )
     words = None if vocabulary is None else Vocabulary.read(vocabulary, described.model.problems)
     number = int if words is None else words.number
-    histories = read_text(sys.stdin.read(), "stdin", number) if file == "-" else read(Path(file), number)
+    if file == "-":
+        histories = read_text(decode(sys.stdin.buffer.read(), "stdin"), "stdin", number)
+    else:
+        histories = read(Path(file), number)
     transport = _tls(tls, root_certificates, private_key, certificate_chain)
     with Client(url, spec=described, deadline_s=deadline, tls=transport) as client:
         answers = client.predict(histories, probabilities=probabilities, next_problems=True)
@@ -123,8 +127,8 @@ def _show(histories: list[History], answers: list[Prediction], count: int, words
         table.add_column(column, justify="left" if column == "learner" else "right")
     for history, answer in zip(histories, answers, strict=True):
         for rank, (problem, chance) in enumerate(_proposals(answer, count, words)):
-            first = (history.learner, str(len(history))) if rank == 0 else ("", "")
-            table.add_row(*first, str(problem), f"{chance:.3f}")
+            first = (escape(history.learner), str(len(history))) if rank == 0 else ("", "")
+            table.add_row(*first, escape(str(problem)), f"{chance:.3f}")
         table.add_section()
     Console().print(table)
 

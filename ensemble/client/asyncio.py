@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, overload
 
@@ -66,7 +66,7 @@ class AsyncClient(Protocol):
     @overload
     async def predict(
         self,
-        history: Sequence[History],
+        history: Iterable[History],
         *,
         probabilities: bool = ...,
         next_problems: bool = ...,
@@ -74,14 +74,14 @@ class AsyncClient(Protocol):
     ) -> list[Prediction]: ...
     async def predict(
         self,
-        history: History | Sequence[History],
+        history: History | Iterable[History],
         *,
         probabilities: bool = True,
         next_problems: bool = False,
         deadline_s: float | None = None,
     ) -> Prediction | list[Prediction]:
         """As Client.predict."""
-        histories = [history] if isinstance(history, History) else history
+        histories = self.histories(history)
         deadline = self.deadline(deadline_s)
         requests = list(self.requests(histories, probabilities, next_problems))
         calls = [asyncio.ensure_future(self._call("ModelInfer", r.message, deadline, r)) for r in requests]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, overload
 
@@ -33,6 +33,7 @@ class Client(Protocol):
         InvalidRequestError: the server refused the request, or the client did; its message says what is allowed.
         DeadlineExceededError: deadline_s, in seconds and for all tries together, is over; math.inf: there is none.
         UnavailableError: the server cannot be reached or sheds load, after `retries` more tries.
+        HistoryError: what was given is neither a History nor several of them in order.
         ClosedClientError: the client was closed, perhaps meanwhile, by another thread.
         ServingError: anything else the server answers.
     """
@@ -85,7 +86,7 @@ class Client(Protocol):
     @overload
     def predict(
         self,
-        history: Sequence[History],
+        history: Iterable[History],
         *,
         probabilities: bool = ...,
         next_problems: bool = ...,
@@ -93,14 +94,14 @@ class Client(Protocol):
     ) -> list[Prediction]: ...
     def predict(
         self,
-        history: History | Sequence[History],
+        history: History | Iterable[History],
         *,
         probabilities: bool = True,
         next_problems: bool = False,
         deadline_s: float | None = None,
     ) -> Prediction | list[Prediction]:
         """Ask for one learner, or for many of unequal history; only what is asked for is computed and sent."""
-        histories = [history] if isinstance(history, History) else history
+        histories = self.histories(history)
         deadline = self.deadline(deadline_s)
         requests = self.requests(histories, probabilities, next_problems, carried=self._memory is None)
         with contextlib.nullcontext() if self._memory is None else self._memory.call():

@@ -10,10 +10,11 @@ import math
 import numbers
 import random
 import re
+import reprlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from tritonclient.utils import triton_to_np_dtype
 from ensemble.errors import (
     ClosedClientError,
     DeadlineExceededError,
+    HistoryError,
     InvalidRequestError,
     ServingError,
     UnavailableError,
@@ -111,6 +113,24 @@ class Protocol:
         # Every request has a name of its own: the server's log says it where it refuses one, and so does the error here.
         self._name, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
         self._types = {tensor.name: triton_to_np_dtype(tensor.dtype) for _, tensor in tensors}
+
+    @staticmethod
+    def histories(given: object) -> list[History]:
+        """What a call is given, as the histories that it is about; one alone counts as several of one."""
+        if isinstance(given, History):
+            return [given]
+        if isinstance(given, (str, Mapping, Set)) or not isinstance(given, Iterable):
+            raise HistoryError(
+                f"a History or a list of them is needed; {reprlib.repr(given)} is of type {type(given).__name__}"
+            )
+        histories = list(given)
+        for position, history in enumerate(histories):
+            if not isinstance(history, History):
+                raise HistoryError(
+                    f"histories at position {position} is {reprlib.repr(history)}; needed is a History, made with "
+                    "History(learner, problem_ids, responses)"
+                )
+        return histories
 
     def requests(
         self,

@@ -50,6 +50,33 @@ def test_predict_json_from_stdin_for_machines(served: Served):
     assert np.shape(cold["probabilities"]) == (served.spec.model.problems,)
 
 
+def test_names_are_printed_as_they_are(served: Served, tmp_path: Path):
+    """Also where they look like rich's markup."""
+    path = tmp_path / "histories.json"
+    path.write_text(
+        json.dumps([{"learner": name, "problem_ids": [1], "responses": [1]} for name in ("[red]", "[/b]x")])
+    )
+    done = run("predict", str(path), "--top", "1", "--url", served.server.grpc_url)
+    assert done.returncode == 0, done.stderr
+    assert "[red]" in done.stdout
+    assert "[/b]x" in done.stdout
+
+
+def test_stdin_with_a_mark_is_read_and_other_text_is_one_line(served: Served):
+    text = "problem_id,response\r\n17,1\r\n4,0\r\n"
+    for encoding, code, message in (("utf-8-sig", 0, ""), ("utf-16", 1, "error: stdin is not UTF-8 text")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ensemble", "predict", "-", "--url", served.server.grpc_url],
+            input=text.encode(encoding),
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert done.returncode == code, done.stderr
+        assert message in done.stderr.decode()
+        assert done.stderr.count(b"\n") == code
+
+
 def test_a_refusal_is_one_line(served: Served):
     done = run("predict", "-", "--url", served.server.grpc_url, stdin="problem_id,response\n14041,1\n")
     assert done.returncode == 1

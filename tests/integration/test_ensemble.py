@@ -73,6 +73,16 @@ def test_many_learners_answer_as_they_do_alone(served: Served, client: Client):
     assert client.predict([]) == []
 
 
+async def test_histories_may_come_from_anything_that_has_an_order(served: Served, client: Client):
+    histories = [learner(n) for n in (3, 0, 20)]
+    expected = client.predict(histories)
+    async with AsyncClient(served.server.grpc_url, spec=served.spec) as asynchronous:
+        for answers in (client.predict(h for h in histories), await asynchronous.predict(iter(histories))):
+            assert [answer.learner for answer in answers] == [history.learner for history in histories]
+            for answer, reference in zip(answers, expected, strict=True):
+                np.testing.assert_array_equal(answer.probabilities, reference.probabilities)
+
+
 def test_a_refusal_in_a_later_request_says_whose(client: Client):
     histories = [learner(3, seed) for seed in range(40)]
     histories[35] = History("bad", [1, 99999], [0, 1])
@@ -112,11 +122,11 @@ def test_one_asyncio_client_serves_several_event_loops(served: Served, client: C
 
 
 async def test_what_another_event_loop_has_under_way_ends_when_the_client_is_closed(served: Served):
-    asynchronous = AsyncClient(served.server.grpc_url, spec=served.spec)
-    many = [learner(512, seed) for seed in range(320)]
+    asynchronous = AsyncClient(served.server.grpc_url, spec=served.spec, deadline_s=60)
+    many = [learner(512, seed) for seed in range(128)]
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(lambda: asyncio.run(asynchronous.predict(many)))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.2)
         assert call.running()
         await asynchronous.close()
         with pytest.raises(ClosedClientError, match="is closed"):
@@ -125,9 +135,9 @@ async def test_what_another_event_loop_has_under_way_ends_when_the_client_is_clo
 
 async def test_requests_of_one_call_end_together(served: Served):
     """One is refused, or the caller is cancelled: nothing of the call goes on, in the client or before the server."""
-    many = [learner(512, seed) for seed in range(320)]
+    many = [learner(512, seed) for seed in range(128)]
     bad = [History("bad", [99999], [0]), *many]
-    async with AsyncClient(served.server.grpc_url, spec=served.spec) as asynchronous:
+    async with AsyncClient(served.server.grpc_url, spec=served.spec, deadline_s=60) as asynchronous:
         await asynchronous.predict(many[0])
         with pytest.raises(InvalidRequestError, match="learner 0, position 0 is 99999"):
             await asynchronous.predict(bad)

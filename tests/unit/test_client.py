@@ -21,6 +21,7 @@ from ensemble.client.protocol import LONGEST_BACKOFF_S
 from ensemble.errors import (
     ClosedClientError,
     DeadlineExceededError,
+    HistoryError,
     InvalidRequestError,
     ServingError,
     UnavailableError,
@@ -201,6 +202,29 @@ def test_a_spec_of_very_large_messages_is_asked_for(spec, nowhere):
     large = spec.model_copy(update={"batching": spec.batching.model_copy(update={"longest_history": 10**8})})
     with Client(nowhere, spec=large, retries=0, deadline_s=2) as client, pytest.raises(UnavailableError):
         client.predict(HISTORY)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "a History or a list of them is needed; None is of type NoneType"),
+        (5, "5 is of type int"),
+        ("ada", "'ada' is of type str"),
+        ({HISTORY}, "is of type set"),
+        ({"ada": HISTORY}, "is of type dict"),
+        (
+            [[1, 2], [0, 1]],
+            "histories at position 0 is [1, 2]; needed is a History, made with History(learner, problem_ids",
+        ),
+        ([HISTORY, None], "histories at position 1 is None"),
+    ],
+)
+async def test_what_is_no_history_is_refused(nowhere, given, message):
+    with Client(nowhere) as client, pytest.raises(HistoryError, match=re.escape(message)):
+        client.predict(given)
+    async with AsyncClient(nowhere) as asynchronous:
+        with pytest.raises(HistoryError, match=re.escape(message)):
+            await asynchronous.predict(given)
 
 
 def test_missing_certificates_are_named(tmp_path: Path):
