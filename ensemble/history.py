@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from ensemble.errors import HistoryError
+from ensemble.errors import HistoryError, VocabularyError
 
 PADDING = -1
 Number = Callable[[Any], int]
@@ -78,6 +78,7 @@ def read(path: Path, number: Number = int) -> list[History]:
 
     Raises:
         HistoryError: the file cannot be read, or a line of it is wrong.
+        VocabularyError: `number` does not know a problem.
     """
     try:
         text = decode(path.read_bytes(), str(path))
@@ -147,8 +148,8 @@ def read_json(file: TextIO, name: str, number: Number = int) -> list[History]:
             if number is not int:
                 ids = [number(problem) for problem in ids]
             histories.append(History(str(place if learner is None else learner), ids, entry["responses"]))
-        except HistoryError as e:
-            raise HistoryError(f"{name}, entry {place}: {e}") from e
+        except (HistoryError, VocabularyError) as e:
+            raise type(e)(f"{name}, entry {place}: {e}") from e
     return histories
 
 
@@ -186,6 +187,8 @@ def _learners(rows: csv.DictReader[str], name: str, number: Number) -> dict[str,
                 raise HistoryError(
                     f"{name}, line {rows.line_num}: {column} is {row[column]!r}; a whole number is needed"
                 ) from None
+            except VocabularyError as e:
+                raise VocabularyError(f"{name}, line {rows.line_num}: {e}") from e
     return learners
 
 

@@ -103,7 +103,7 @@ class Protocol:
         self.url = _endpoint(url)
         self.spec = spec or Spec.read()
         self.deadline_s = _seconds(deadline_s)
-        self.retries = retries
+        self.retries = _retries(retries)
         self._closed = threading.Event()  # set by another thread, perhaps, while a call is under way
         self._credentials = _credentials(tls)
         self._limits = _limits(self.spec)
@@ -265,6 +265,12 @@ def _seconds(deadline_s: object) -> float:
     return float(deadline_s) if deadline_s <= LONGEST_DEADLINE_S else math.inf
 
 
+def _retries(retries: object) -> float:
+    if not isinstance(retries, numbers.Real) or isinstance(retries, bool) or not retries >= 0:
+        raise InvalidRequestError(f"retries is {retries!r}; give a number from 0 up, or math.inf", "INVALID_ARGUMENT")
+    return float(retries)
+
+
 def _endpoint(url: object) -> str:
     """The URL, if gRPC takes it for what was meant."""
     example = f"give host:port of the server's gRPC endpoint, e.g. {DEFAULT_URL}"
@@ -303,12 +309,21 @@ def _limits(spec: Spec) -> list[tuple[str, int]]:
 def _credentials(tls: Tls | None) -> grpc.ChannelCredentials | None:
     if tls is None:
         return None
-    contents = []
+    contents: list[bytes | None] = []
     for name in ("root_certificates", "private_key", "certificate_chain"):
         path = getattr(tls, name)
-        if path is not None and not path.is_file():
-            raise ServingError(f"TLS: there is no {name} file {path}", "INVALID_ARGUMENT")
-        contents.append(None if path is None else path.read_bytes())
+        try:
+            content = None if path is None else Path(path).read_bytes()
+        except OSError as e:
+            message = f"TLS: cannot read the {name} file {path}: {e.strerror}"
+            raise InvalidRequestError(message, "INVALID_ARGUMENT") from e
+        if content is not None and b"-----BEGIN " not in content:
+            raise InvalidRequestError(f"TLS: the {name} file {path} has nothing in PEM format", "INVALID_ARGUMENT")
+        contents.append(content)
+    if (contents[1] is None) != (contents[2] is None):  # gRPC ends the process
+        raise InvalidRequestError(
+            "TLS: private_key and certificate_chain go together; give both, or neither", "INVALID_ARGUMENT"
+        )
     return grpc.ssl_channel_credentials(*contents)
 
 

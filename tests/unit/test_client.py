@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from build.server import free_ports
-from ensemble.client import AsyncClient, Client, Tls
+from ensemble.client import AsyncClient, Client
 from ensemble.client.protocol import LONGEST_BACKOFF_S
 from ensemble.errors import (
     ClosedClientError,
@@ -227,9 +227,41 @@ async def test_what_is_no_history_is_refused(nowhere, given, message):
             await asynchronous.predict(given)
 
 
-def test_missing_certificates_are_named(tmp_path: Path):
-    with pytest.raises(ServingError, match=r"there is no root_certificates file .*absent\.pem"):
-        Client(tls=Tls(root_certificates=tmp_path / "absent.pem"))
+@pytest.mark.parametrize("retries", [-1, None, "3", math.nan, True])
+def test_what_is_no_number_of_retries_is_refused(nowhere, retries):
+    with pytest.raises(InvalidRequestError, match=r"retries is .*; give a number from 0 up"):
+        Client(nowhere, retries=retries)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"root_certificates": "absent.pem"}, "cannot read the root_certificates file {}/absent.pem: No such file"),
+        ({"root_certificates": "."}, "cannot read the root_certificates file {}: Is a directory"),
+        ({"root_certificates": "text"}, "the root_certificates file {}/text has nothing in PEM format"),
+        ({"root_certificates": "empty"}, "the root_certificates file {}/empty has nothing in PEM format"),
+        ({"private_key": "pem"}, "private_key and certificate_chain go together; give both, or neither"),
+        ({"certificate_chain": "pem"}, "private_key and certificate_chain go together; give both, or neither"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Path, str])
+def test_wrong_certificates_are_named(tmp_path: Path, kind, files, message):
+    """In a process of its own: gRPC ends the one that gives it half of a pair."""
+    for name, content in (("text", "words"), ("empty", ""), ("pem", "-----BEGIN CERTIFICATE-----\n")):
+        (tmp_path / name).write_text(content)
+    given = {name: kind(tmp_path / file) for name, file in files.items()}
+    program = f"""
+from pathlib import Path, PosixPath
+from ensemble.client import Client, Tls
+from ensemble.errors import ServingError
+try:
+    Client("127.0.0.1:1", tls=Tls(**{given!r}), retries=0, deadline_s=2).status()
+except ServingError as e:
+    print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert message.format(tmp_path) in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,12 @@ def test_histories_and_proposals_in_ones_own_names(tmp_path):
     assert read(tmp_path / "ada.csv", vocabulary.number)[0].problem_ids.tolist() == [1, 2]
     (entry,) = read_text('{"problem_ids": ["P51", 12], "responses": [1, 1]}', "stdin", vocabulary.number)
     assert entry.problem_ids.tolist() == [0, 2]
-    with pytest.raises(VocabularyError, match=r"problem 'P8' is not among the 3 of .*names\.json: .* never seen it"):
-        read_text("problem_id,response\nP8,1\n", "stdin", vocabulary.number)
+    with pytest.raises(
+        VocabularyError, match=r"stdin, line 3: problem 'P8' is not among the 3 of .*names\.json: .* never"
+    ):
+        read_text("problem_id,response\nP7,1\nP8,1\n", "stdin", vocabulary.number)
+    with pytest.raises(VocabularyError, match=r"stdin, entry 0: problem 'P8' is not among the 3 of .*names\.json"):
+        read_text('{"problem_ids": ["P8"], "responses": [1]}', "stdin", vocabulary.number)
 
 
 def test_the_section_that_the_model_counts_is_found(tmp_path):
