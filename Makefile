@@ -1,5 +1,6 @@
 # Every target sets up what it needs. The variables below go to the commands as they are:
 #   make repo SPEC=my.toml CHECKPOINT=my.pt OUT=my-models
+# Which target takes which stands in its line of help, and nowhere else: build/variables.py refuses all others by it.
 PYTHON ?= python3
 SPEC ?=
 CHECKPOINT ?=
@@ -45,13 +46,18 @@ SWEPT = $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKP
 OWN := $(if $(FACTORY),--factory '$(FACTORY)') $(if $(DEVICE),--device '$(DEVICE)')
 
 .DEFAULT_GOAL := help
+override GOALS := $(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))
+override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
+$(if $(REFUSED),$(error $(REFUSED)))
 .PHONY: help setup lock demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak carry lint \
 	lint-config clean
 
 help: ## list every target
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' \
+		'{sub(/ \[/, sprintf("\n%15s[", ""), $$2); printf "  %-12s %s\n", $$1, $$2}'
 
-setup: $(SETUP) ## make .venv with everything installed
+setup: $(SETUP) ## make .venv with everything installed [PYTHON=of every target]
 # What the lock pins comes by checksum; pip and the build backend, which install the project itself, are among it. Which of
 # PyTorch's two builds belongs to this machine, build/lock.py says. The commands come last and alone: a .venv in which they were
 # still the project's own loses them with the old project.
@@ -69,33 +75,33 @@ lock: ## resolve anew what pyproject.toml asks for, and write the lock: version 
 	.venv-lock/bin/python -m pip install --quiet --upgrade --group lock
 	.venv-lock/bin/python -m build.lock write .venv-lock/bin/uv
 
-demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [DATA= for real learners]
+demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [SPEC= CHECKPOINT= OUT= DATA=of real learners LEARNERS= NETWORK= DEVICE=]
 	@$(BIN)/python -m build demo $(TARGET) $(if $(DEVICE),--device '$(DEVICE)')
 
-train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=folder of fold*.csv LEARNERS= BUDGET=seconds]
+train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=folder of fold*.csv LEARNERS= BUDGET=seconds SPEC= CHECKPOINT=]
 	@$(BIN)/python -m build train $(MODEL) $(if $(BUDGET),--budget $(BUDGET))
 
-evaluate: $(SETUP) ## train on folds, score the last one offline and served [DATA= MODELS=dkt,transformer BUDGET= SERVED=]
+evaluate: $(SETUP) ## train on folds, score the last one offline and served [DATA= LEARNERS= MODELS=dkt,transformer BUDGET= SERVED=]
 	@$(BIN)/python -m build evaluate --data '$(DATA)' $(if $(LEARNERS),--learners '$(LEARNERS)') \
 		$(if $(MODELS),--networks '$(MODELS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SERVED),--served $(SERVED))
 
-precision: $(SETUP) ## AUC of the core in float32, float16 and int8, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA=]
+precision: $(SETUP) ## AUC of the core in float32, float16 and int8, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA= LEARNERS=]
 	@$(BIN)/python -m build precision $(MODEL)
 
-repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu OUT=]
+repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu DATA= LEARNERS= OUT=]
 	@$(BIN)/python -m build repo $(TARGET) $(OWN)
 
 SERVE = $(BIN)/python -m build serve $(TARGET) $(OWN) --address '$(ADDRESS)' \
 	--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
-	$(if $(MUTUAL),--mutual) $(if $(OPEN),--open '$(OPEN)') $(if $(TRACE),--trace '$(TRACE)')
+	$(if $(OPEN),--open '$(OPEN)') $(if $(TRACE),--trace '$(TRACE)')
 
-serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= TLS=folder MUTUAL=1 OPEN= TRACE=url]
-	@$(SERVE) $(if $(TLS),--tls '$(TLS)')
+serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= TLS=folder MUTUAL=1 OPEN= TRACE=url SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= DATA= LEARNERS= OUT=]
+	@$(SERVE) $(if $(TLS),--tls '$(TLS)') $(if $(MUTUAL),--mutual)
 
-serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1]
+serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1 ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= OPEN= TRACE= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= DATA= LEARNERS= OUT=]
 	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual $(if $(RENEW),--renew)
 
-bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK= DEVICE=gpu]
+bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK= DEVICE=gpu SPEC= CHECKPOINT= FACTORY= DATA= LEARNERS=]
 	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
 		$(if $(PUBLISH),--publish)
 
@@ -105,15 +111,15 @@ $(PEERS): pyproject.toml
 	.venv-peers/bin/python -m pip install --progress-bar on --group peers
 	@touch $(PEERS)
 
-bench-peers: $(SETUP) $(PEERS) ## serve the same core by other servers, in a .venv-peers of their own, and compare [QUICK=1 PUBLISH=1]
+bench-peers: $(SETUP) $(PEERS) ## serve the same core by other servers, in a .venv-peers of their own, and compare [QUICK=1 PUBLISH=1 SPEC= CHECKPOINT=]
 	@$(BIN)/python -m build bench-peers $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
 		$(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
-analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what it found [QUICK=1 URL=host:port HTTP_URL= METRICS_URL= SPEC=]
+analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what it found [QUICK=1 URL=host:port HTTP_URL= METRICS_URL= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= OUT=]
 	@$(BIN)/python -m build analyze $(SWEPT) $(if $(URL),--url '$(URL)') $(if $(HTTP_URL),--http-url '$(HTTP_URL)') \
 		$(if $(METRICS_URL),--metrics-url '$(METRICS_URL)')
 
-tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into the spec if it gains [P99_MS= QUICK=1 SPEC=]
+tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into the spec if it gains [P99_MS= QUICK=1 SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= OUT=]
 	@$(BIN)/python -m build tune $(SWEPT) $(if $(P99_MS),--p99-ms $(P99_MS))
 
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver

@@ -1,0 +1,88 @@
+"""The variables of the command line: the help lines are true, and what no goal takes is refused before anything is done."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from build import ROOT, variables
+
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TAKEN = variables.taken(MAKEFILE)
+NAMES = sorted({*re.findall(r"^([A-Z0-9_]+) \?=", MAKEFILE, re.MULTILINE)} - {"PYTHON"})
+
+
+def make(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A dry run, as from a shell of its own."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", *NAMES)}
+    return subprocess.run(
+        ["make", "--dry-run", *words],  # noqa: S607
+        cwd=ROOT,
+        env={**inherited, "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("target", TAKEN)
+def test_a_target_takes_what_its_help_says_and_no_more(target: str):
+    plain = make(target)
+    assert plain.returncode == 0, plain.stderr
+    # The environment is not checked, and so shows what the recipe reads.
+    read = {name for name in NAMES if make(target, **{name: "7"}).stdout != plain.stdout}
+    assert read == set(TAKEN[target]) - {"PYTHON"}
+    for name in read:
+        assert make(target, f"{name}=7").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["repo", "NETWROK=gru"], "there is no NETWROK=; the nearest is NETWORK="),
+        (["repo", "network=gru"], "there is no network=; the nearest is NETWORK="),
+        (["repo", "QQQ=1"], "there is no QQQ=; `make help` lists all"),
+        (["repo", "MODEL=x"], "there is no MODEL=; "),  # the Makefile's own
+        (["GIVEN="], "there is no GIVEN=; "),
+        (["lint", "NETWORK=gru"], "`make lint` takes no NETWORK=; it goes with demo, train, "),
+        (["NETWORK=gru"], "`make help` takes no NETWORK="),
+        (["repo", "NETWORK="], None),
+        (["-j4", "repo", "serve", "MUTUAL=1", "NETWORK=gru"], None),
+        (["-j4", "repo", "lint", "MUTUAL=1"], "`make repo lint` takes no MUTUAL=; it goes with serve"),
+        (["lint", "SHELL=/bin/bash", f"PYTHON={sys.executable}"], None),
+        (["rpeo", "NETWORK=gru"], "No rule to make target 'rpeo'"),
+        ([".venv/.installed", "NETWROK=gru"], "there is no NETWROK="),
+    ],
+)
+def test_what_no_goal_takes_is_refused(words: list[str], message: str | None):
+    done = make(*words)
+    if message is None:
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_refused_command_does_nothing(tmp_path: Path):
+    for name in ("Makefile", "build/variables.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "build" / "artifacts").mkdir()
+    command = ["make", f"PYTHON={sys.executable}", "clean"]
+    refused = subprocess.run([*command, "NETWORK=gru"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert (tmp_path / "build" / "artifacts").is_dir()
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert not (tmp_path / "build" / "artifacts").exists()
+
+
+def test_the_environment_is_nobodys_mistake():
+    assert make("lint", NETWROK="gru", NETWORK="gru").returncode == 0
