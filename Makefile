@@ -147,6 +147,11 @@ carry: $(SETUP) ## pack the ladder for a machine with PyTorch and no network [OU
 lint-config: $(SETUP) ## find settings of a model repository that do nothing or harm [OUT=folder, anyone's]
 	@$(BIN)/python -m ensemble lint '$(or $(OUT),models)'
 
-clean: ## remove what was built; .venv and .venv-peers stay
-	rm -rf build/artifacts models/core/1/model.onnx* .pytest_cache .ruff_cache .mypy_cache .hypothesis
+# A derived spec has a digest of its third line and those behind it in its second: one that was changed is somebody's.
+clean: ## remove what was built; .venv and .venv-peers stay, and specs that somebody changed
+	@find build/artifacts -name spec.toml 2>/dev/null | while read -r spec; do \
+		digest=$$(tail -n +3 "$$spec" | sha256sum | cut -c 1-64); \
+		if sed -n 2p "$$spec" | grep -qF "$$digest"; then rm "$$spec"; else echo "kept: $$spec"; fi; done
+	@test ! -d build/artifacts || find build/artifacts -depth \( -type d -empty -o ! -type d ! -name spec.toml \) -delete
+	rm -rf models/core/1/model.onnx* .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +

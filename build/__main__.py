@@ -65,6 +65,10 @@ def train(
     """Train the reference model and say how well it predicts, beside the per-problem mean."""
     workspace = open_workspace(spec, None, None, data, learners, network)
     if checkpoint is not None:
+        if checkpoint.exists():
+            raise LastrowError(
+                f"{checkpoint} is there already, and training would write over it; give a new name as CHECKPOINT="
+            )
         workspace = replace(workspace, checkpoint=checkpoint)
     _train(workspace, budget)
     print(f"checkpoint {workspace.checkpoint}")
@@ -274,6 +278,9 @@ def evaluate(
     done, curves = [], {}
     for name in networks.split(","):
         workspace = open_workspace(data=data, learners=learners, network=name)
+        # Beside what `make train` took its time for.
+        folder = workspace.checkpoint.parent / "evaluation"
+        workspace = replace(workspace, checkpoint=folder / workspace.checkpoint.name, out=folder / workspace.out.name)
         _train(workspace, budget)
         _repo(workspace)
         training, test = split(workspace.folds())
@@ -288,7 +295,7 @@ def evaluate(
         done.append(found)
         curves[name] = labels, probabilities
     evaluation.show(done)
-    for path in evaluation.save(done, curves, workspace.checkpoint.parent.parent):
+    for path in evaluation.save(done, curves, folder.parent.parent):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 

@@ -91,6 +91,15 @@ def test_status(served: Served):
     assert json.loads(run("status", "--json", "--url", served.server.grpc_url).stdout)["model_ready"] is True
 
 
+def test_training_writes_over_nobodys_weights(tmp_path: Path):
+    own = tmp_path / "mine.pt"
+    own.write_bytes(b"mine")
+    done = run("train", "--checkpoint", str(own), "--budget", "1", module="build")
+    assert done.returncode == 1
+    assert f"{own} is there already" in " ".join(done.stderr.split())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"mine.pt": b"mine"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

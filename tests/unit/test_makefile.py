@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from build import ROOT, variables
+from build import ROOT, variables, workspace
+from build.workspace import open_workspace
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TAKEN = variables.taken(MAKEFILE)
@@ -81,6 +82,25 @@ def test_a_refused_command_does_nothing(tmp_path: Path):
     assert (refused.returncode, refused.stdout) == (2, "")
     assert (tmp_path / "build" / "artifacts").is_dir()
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert not (tmp_path / "build" / "artifacts").exists()
+
+
+def test_clean_keeps_a_spec_that_somebody_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    monkeypatch.setattr(workspace, "ARTIFACTS", tmp_path / "build" / "artifacts")
+    derived = [open_workspace(network=network).spec_file for network in ("gru", "transformer")]
+    changed = derived[1].read_text().replace("queue_delay_us = 0", "queue_delay_us = 5")
+    derived[1].write_text(changed)
+    (derived[1].parent / "models").mkdir()
+    (derived[1].parent / "checkpoint.pt").write_text("built")
+    (tmp_path / "build" / "artifacts" / "link").symlink_to(tmp_path)
+    done = subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S607
+    assert f"kept: {derived[1].relative_to(tmp_path)}" in done.stdout
+    assert [path for path in (tmp_path / "build").rglob("*") if path.is_file()] == [derived[1]]
+    assert derived[1].read_text() == changed
+    assert (tmp_path / "Makefile").is_file()
+    derived[1].unlink()
+    subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, check=True)  # noqa: S607
     assert not (tmp_path / "build" / "artifacts").exists()
 
 
