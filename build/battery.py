@@ -227,10 +227,10 @@ class _Full:
         """The same histories in other company: what is other, the answers, and whose of the batch they are."""
         everyone = np.arange(len(question.lengths))
         one = everyone[-1:]
+        if len(everyone) > 1:  # before the noise, which is their neighbours' too
+            yield _NEIGHBOURS, self._answer(self._beside(question, one, rng))[one], one
         if self.select != "row" and question.sizes[TIME] > 1:
             yield _NOISE, self._answer(self._beside(question, everyone, rng)), everyone
-        if len(everyone) > 1:
-            yield _NEIGHBOURS, self._answer(self._beside(question, one, rng))[one], one
         if BATCH not in self.inputs.fixed and TIME not in self.inputs.fixed:
             for mine in everyone[:, None]:
                 yield _PADDING, self._answer(self._alone(question, mine)), mine
@@ -239,13 +239,14 @@ class _Full:
         return self.selected(self.rows(question), question.number)
 
     def _beside(self, question: Question, those: Array, rng: np.random.Generator) -> Question:
-        """Everything drawn anew but the histories of some."""
+        """Everything drawn anew but the histories of some: where it is all of them, what lies behind them."""
         lengths = rng.integers(1, question.sizes[TIME] + 1, len(question.lengths))
         lengths[those] = question.lengths[those]
         number = np.minimum(question.number, lengths) if self.select == "row" else lengths
         number[those] = question.number[those]
         feeds = self.inputs.draw(question.sizes, lengths, rng)
-        kept = lengths if self.select != "row" else np.full_like(lengths, question.sizes[TIME])
+        padded = self.select != "row" and len(those) == len(lengths)
+        kept = lengths if padded else np.full_like(lengths, question.sizes[TIME])
         for each in self.inputs.every:
             if BATCH not in each.axes or each.axes.count(TIME) > 1:
                 feeds[each.name] = question.feeds[each.name]  # it is nobody's own
