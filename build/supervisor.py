@@ -152,7 +152,7 @@ class _Running:
         self._ports = ports
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         read, write = os.pipe()
-        self.processes = Processes(arguments, write, {DRAIN: str(drain)}, ends_with_parent=True)
+        self.processes = Processes(arguments, write, {DRAIN: str(drain)})
         os.close(write)
         threading.Thread(target=self._relay, args=(os.fdopen(read, "rb"),), daemon=True).start()
 

@@ -4,6 +4,7 @@ session, over a repository of the default dimensions."""
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ import torch
 from build import ROOT, checkpoint, repository
 from build.network import Network, Recurrent, create
 from build.parity import probabilities
-from build.server import Server
+from build.server import Server, reaper
 from ensemble.client import Client
 from ensemble.history import History
 from ensemble.spec import DEFAULT_SPEC, RecurrentNetwork, Spec, TransformerNetwork
@@ -43,7 +44,8 @@ SMALL_INT8_TOLERANCE = 5e-2
 
 
 def pytest_configure() -> None:
-    """A run that is told to end takes its servers along."""
+    """A run that is told to end takes its servers along, and all that the commands it starts start."""
+    os.environ.update(reaper.marked())
     signal.signal(signal.SIGTERM, lambda number, _: pytest.exit("SIGTERM", 128 + number))
 
 

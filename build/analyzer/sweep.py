@@ -21,6 +21,7 @@ import psutil
 from build import perf_analyzer, server
 from build.analyzer import profile as profiles
 from build.analyzer.profile import Endpoints, Paths, Profile
+from build.server import reaper
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
@@ -113,7 +114,7 @@ def run(sweep: Sweep, update: Progress) -> None:
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
-            env=environment,
+            env=environment | reaper.marked(),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

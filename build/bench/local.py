@@ -39,9 +39,17 @@ class Local:
     device_ms: list[float]
 
     def __init__(self, kind: str, spec_file: Path, checkpoint: Path, core: Path) -> None:
+        from build.server import reaper  # not in the process that is timed: it has a client of Triton's with it
+
         command = [sys.executable, "-m", "build.bench.local", kind, str(spec_file), str(checkpoint), str(core)]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=ROOT,
+            env={**os.environ, **reaper.marked()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self._read()
         self._rest()

@@ -29,7 +29,7 @@ from build import ROOT
 from build.bench import load, machine, statistic
 from build.bench.caller import TIMEOUT_S, Caller, EnsembleClient, answers_of, full_windows
 from build.parity import tolerance
-from build.server import LOOPBACK, Server, free_ports
+from build.server import LOOPBACK, Server, free_ports, reaper
 from ensemble.errors import LastrowError
 from ensemble.history import History
 from ensemble.spec import Spec
@@ -320,7 +320,7 @@ def _peer(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"},
+            env={**os.environ, **reaper.marked(), "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"},
         )
     tree: list[psutil.Process] = []
     try:

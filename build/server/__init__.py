@@ -5,7 +5,7 @@ from build.server.installation import Installation, find
 from build.server.launcher import main
 from build.server.log import failures
 from build.server.ports import LOOPBACK, PORTS, check_ports, free_ports, loopback
-from build.server.processes import BURIED_WITHIN_S, REGION, Processes
+from build.server.processes import BURIED_WITHIN_S, Processes
 from build.server.repository import check_repository
 from build.server.server import Server
 
@@ -13,7 +13,6 @@ __all__ = [
     "BURIED_WITHIN_S",
     "LOOPBACK",
     "PORTS",
-    "REGION",
     "Installation",
     "Processes",
     "Server",

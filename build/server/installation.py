@@ -35,10 +35,15 @@ class Installation:
     environment: dict[str, str]
     embedded: bool
 
-    def command(self, arguments: Sequence[str]) -> list[str]:
-        """The whole command line. A --backend-directory among `arguments` wins over the installation's own."""
+    def command(self, arguments: Sequence[str], region: str = "") -> list[str]:
+        """The whole command line. A --backend-directory among `arguments` wins over the installation's own.
+
+        region: what the names of shared memory between the server and its stubs begin with; empty: Triton's own choice.
+        """
         given = any(a.split("=")[0] == "--backend-directory" for a in arguments)
-        return [str(self.executable), *(() if given else self.arguments), *arguments]
+        backends = ("python", "onnxruntime") if self.embedded else ("python",)  # those that have stubs
+        named = [f"--backend-config={name},shm-region-prefix-name={region}" for name in backends if region]
+        return [str(self.executable), *(() if given else self.arguments), *named, *arguments]
 
 
 def find() -> Installation:

@@ -10,6 +10,7 @@ from pathlib import Path
 from build.server.errors import ServerError
 from build.server.installation import find
 from build.server.ports import check_ports
+from build.server.reaper import MARK
 from build.server.repository import check_repository
 
 
@@ -19,7 +20,9 @@ def _become(arguments: Sequence[str]) -> None:
         if argument.startswith("--model-repository="):
             check_repository(Path(argument.partition("=")[2]))
     check_ports(arguments)
-    command = installation.command(arguments)
+    # Model Analyzer starts servers by this command, and is marked by who started it.
+    region = f"{os.environ[MARK]}-{os.getpid()}-" if MARK in os.environ else ""
+    command = installation.command(arguments, region)
     os.execve(command[0], command, installation.environment)  # noqa: S606 no shell: an argument list
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import re
 import signal
 import subprocess
 import time
@@ -15,17 +13,18 @@ from typing import IO
 
 import psutil
 
+from build.server import reaper
 from build.server.installation import STUB, find
 
-KILLED_WITHIN_S, HALTS_WITHIN_S = 5.0, 1.0
+KILLED_WITHIN_S = 5.0
 BURIED_WITHIN_S = 1.0  # a stub that a starting server ended itself is gone by then
-REGION = r"/dev/shm/triton_\S+_shm_region_[\w-]+"  # noqa: S108 where Triton puts what it shares with a stub
 
 
 class Processes:
     """A started tritonserver and its Python stubs: watched together, ended together, nothing of theirs left behind.
 
-    They are a process group of their own, so that Ctrl-C reaches whoever started them, and not them as well.
+    They are a process group of their own, so that Ctrl-C reaches whoever started them, and not them as well. They are ended
+    too when this process is gone, however it went.
     """
 
     def __init__(
@@ -33,25 +32,23 @@ class Processes:
         arguments: Sequence[str],
         output: IO[bytes] | int,
         environment: dict[str, str] | None = None,
-        ends_with_parent: bool = False,
     ) -> None:
-        """environment: more variables than this process has. ends_with_parent: SIGTERM when this thread is gone.
+        """environment: more variables than this process has.
 
         Raises:
             ServerError: there is no server to start.
         """
         installation = find()
-        self._regions: set[Path] = set()
+        self._region = reaper.region()
         self._stubs: dict[int, str] = {}
         self._dead_since: dict[int, float] = {}
         self.popen = subprocess.Popen(
-            installation.command(arguments),
-            env=installation.environment | (environment or {}),
+            installation.command(arguments, self._region),
+            env=installation.environment | reaper.marked() | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent if ends_with_parent else None,
         )
 
     @property
@@ -69,14 +66,12 @@ class Processes:
     def dead_stubs(self, for_s: float = 0.0) -> list[str]:
         """Instances whose process has ended on its own, e.g. "core_0_0". Triton serves on without them and stays "ready".
 
-        To be asked now and then: it is also how this object learns what a process was, and what shared memory the server
-        has.
+        To be asked now and then: it is also how this object learns what a process was.
 
         Args:
             for_s: only those that have been dead since a look so long ago. A server that starts ends some stubs itself,
                 and takes a moment to bury them.
         """
-        self._remember_regions()
         dead, now = [], time.monotonic()
         for process in self.tree()[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):  # ended in an orderly way, and was waited for
@@ -87,26 +82,28 @@ class Processes:
                     self._stubs[process.pid] = instance
         return dead
 
+    def regions(self) -> list[Path]:
+        """The files of what the server shares with its stubs. One that is killed, or whose stub was, leaves them there."""
+        return list(reaper.SHM.glob(f"{self._region}*"))
+
     def end(self, timeout_s: float) -> int:
         """SIGTERM, and SIGKILL to all of them if that does not end the server in time; its exit code."""
-        self._look_a_last_time()
         if self.returncode is None:
             self.popen.send_signal(signal.SIGTERM)
-            self.popen.send_signal(signal.SIGCONT)
+            self.popen.send_signal(signal.SIGCONT)  # one that rests would not hear it
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(timeout_s)
         return self.kill()
 
     def kill(self) -> int:
         """SIGKILL to whatever still runs, and their shared memory removed; the server's exit code."""
-        self._look_a_last_time()
         with contextlib.suppress(ProcessLookupError):  # all of the group have ended
             os.killpg(self.popen.pid, signal.SIGKILL)
         code = self.popen.wait()
         deadline = time.monotonic() + KILLED_WITHIN_S
         while self._running() and time.monotonic() < deadline:
             time.sleep(0.02)
-        for region in self._regions:
+        for region in self.regions():
             region.unlink(missing_ok=True)
         return code
 
@@ -117,42 +114,6 @@ class Processes:
                 if os.getpgid(process.pid) == self.popen.pid and process.status() != psutil.STATUS_ZOMBIE:
                     return True
         return False
-
-    def _look_a_last_time(self) -> None:
-        """Halt the server and remember its regions: between the look and a signal that ends it, it would make others."""
-        self.popen.send_signal(signal.SIGSTOP)  # nothing, where it is known to have ended
-        deadline = time.monotonic() + HALTS_WITHIN_S
-        while not self._halted() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        self._remember_regions()
-
-    def _halted(self) -> bool:
-        """Whether none of the server's threads runs."""
-        states = []
-        for status in Path(f"/proc/{self.popen.pid}/task").glob("*/stat"):
-            with contextlib.suppress(OSError):  # this one has ended
-                states.append(status.read_text(encoding="utf-8").rpartition(")")[2].split()[0])
-        return set(states) <= {"T", "t", "Z", "X"}
-
-    def _remember_regions(self) -> None:
-        """A server that is killed, or whose stub was, leaves its regions in /dev/shm. Their names tell nobody's whose.
-
-        One that was just made is open, and not mapped yet.
-        """
-        process = Path("/proc") / str(self.popen.pid)
-        with contextlib.suppress(OSError):  # it has ended
-            self._regions |= set(map(Path, re.findall(REGION, (process / "maps").read_text(encoding="utf-8"))))
-            for descriptor in (process / "fd").iterdir():
-                with contextlib.suppress(FileNotFoundError):  # closed since
-                    self._regions |= set(map(Path, re.findall(REGION, str(descriptor.readlink()))))
-
-
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _instance(command: Sequence[str]) -> str | None:

@@ -18,18 +18,18 @@ import psutil
 import pytest
 
 from build import ROOT
-from build.server import REGION, Server, free_ports
+from build.server import Server, free_ports, reaper
 from ensemble.history import History
 from tests.conftest import Served, learner
 from tests.faults.traffic import Known
 
-SHM = Path(REGION).parent
 LENGTHS = (0, 1, 3, 20, 20, 37, 64, 100, 128, 300, 511, 512, 700)
 
 
 def regions() -> set[str]:
-    """What Triton's Python backend and this project's clients have in shared memory, on this machine."""
-    return {path.name for path in SHM.iterdir() if path.name.startswith(("triton_", "lastrow_"))}
+    """What the servers of this run have in shared memory; and what clients have, whose names are gone in a moment."""
+    ours = (reaper.marked()[reaper.MARK], "lastrow_")
+    return {path.name for path in reaper.SHM.iterdir() if path.name.startswith(ours)}
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float, what: str) -> float:

@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from tritonclient.utils import InferenceServerException
 
 from build import supervisor
-from build.server import Processes, Server, ServerError, free_ports, loopback
+from build.server import Processes, Server, ServerError, free_ports, loopback, reaper
 from ensemble.client import STOPPING, Client
 from ensemble.errors import ServingError
 from tests.conftest import Served, learner
@@ -34,6 +34,7 @@ BACK_WITHIN_S = 15.0
 HANGS_S = 8.0  # callers would wait for 10
 STOPS_WITHIN_S = 30.0
 STARTS = 20
+GONE_WITHIN_S = 10.0
 
 
 def test_whatever_dies_is_back_and_nobody_hangs(served: Served, known: Known, tmp_path: Path):
@@ -235,6 +236,57 @@ run(app)
         process.kill()
     assert not any(runs(one) for one in tree)
     assert regions() <= before
+
+
+@pytest.mark.parametrize("when", ["it starts", "it serves", "it rests", "a step is dead"])
+def test_a_command_that_is_killed_leaves_nothing(when: str, served: Served, tmp_path: Path):
+    said = tmp_path / "said"
+    program = f"""
+import time
+from pathlib import Path
+from build.server import Server, reaper
+
+def say():
+    text = f"{{server.processes.popen.pid}} {{reaper.marked()[reaper.MARK]}}"
+    Path({str(said)!r}).write_text(text)
+
+log = Path({str(tmp_path / "log")!r})
+starting = say if {when == "it starts"} else lambda: None
+server = Server(Path({str(served.repository)!r}), log=log, waiting=starting)
+with server:
+    if {when == "it rests"}:
+        server.rest()
+    say()
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_until(lambda: said.exists() and len(said.read_text().split()) == 2, 60, when)
+        pid, mark = said.read_text().split()
+        if when == "it starts":
+            wait_until(lambda: any(name.startswith(mark) for name in regions()), 60, "its first region is there")
+        server = psutil.Process(int(pid))
+        tree = [server, *server.children(recursive=True)]
+        if when == "a step is dead":
+            (core,) = [one for one in tree if "/core/1/" in " ".join(one.cmdline())]
+            core.kill()
+        assert server.pid in reaper.carrying(mark)
+        assert any(name.startswith(mark) for name in regions())
+    finally:
+        process.kill()
+        process.wait()
+    took = wait_until(
+        lambda: (
+            not (
+                any(runs(one) for one in tree)
+                or reaper.carrying(mark)
+                or any(name.startswith(mark) for name in regions())
+            )
+        ),
+        GONE_WITHIN_S,
+        "all is gone",
+    )
+    print(f"killed when {when}: all was gone after {took:.1f} s")
 
 
 def shifted(folder: Path, version: int, shift: float = 0.5, problems: int | None = None) -> None:
