@@ -13,12 +13,14 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import tomlkit
 
 from build import ARTIFACTS, ROOT, perf_analyzer, repository
 from build.analyzer import analysis, profile, result, sweep
 from build.analyzer.result import Setting
+from build.server import reaper
 from build.workspace import Workspace
 from ensemble.spec import Spec
 from tests.conftest import Served, small_document
@@ -157,3 +159,27 @@ def test_an_interrupted_command_says_how_to_go_on(workspace: Workspace):
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
+
+
+def test_a_killed_command_leaves_nothing(workspace: Workspace):
+    command = [sys.executable, "-m", "build", "analyze", "--spec", str(workspace.spec_file)]
+    command += ["--checkpoint", str(workspace.checkpoint), "--out", str(workspace.out), "--quick"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    before, tree = regions(), []
+    try:
+        while not {"perf_analyzer", "triton_python_b"} <= {one.name()[:15] for one in tree if one.is_running()}:
+            assert process.poll() is None
+            time.sleep(0.1)
+            tree = psutil.Process(process.pid).children(recursive=True)
+        assert regions() > before
+    finally:
+        process.kill()
+        process.wait()
+    psutil.wait_procs(tree, timeout=15)
+    assert [one for one in tree if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+    assert regions() <= before
+
+
+def regions() -> set[Path]:
+    """Shared memory of the servers that this run has started."""
+    return set(reaper.SHM.glob(f"{reaper.marked()[reaper.MARK]}*"))
