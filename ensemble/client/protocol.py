@@ -262,11 +262,12 @@ def _seconds(deadline_s: object) -> float:
         raise InvalidRequestError(
             f"deadline_s is {deadline_s!r}; give seconds above 0, or math.inf for no deadline", "INVALID_ARGUMENT"
         )
-    return float(deadline_s) if deadline_s <= LONGEST_DEADLINE_S else math.inf
+    seconds = float(deadline_s)
+    return seconds if seconds <= LONGEST_DEADLINE_S else math.inf
 
 
 def _retries(retries: object) -> float:
-    if not isinstance(retries, numbers.Real) or isinstance(retries, bool) or not retries >= 0:
+    if not isinstance(retries, numbers.Real) or isinstance(retries, bool) or not float(retries) >= 0:
         raise InvalidRequestError(f"retries is {retries!r}; give a number from 0 up, or math.inf", "INVALID_ARGUMENT")
     return float(retries)
 
