@@ -6,6 +6,7 @@ import copy
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 
@@ -161,3 +162,41 @@ def test_an_empty_configuration_is_completed_from_the_model(onnxruntime_backend)
     assert config["input"][0] == {"name": "ids", "data_type": "TYPE_INT32", "dims": [-1]}
     assert config["input"][1]["reshape"] == {"shape": []}
     onnxruntime_backend.validate(config, INPUTS, OUTPUTS)
+
+
+def rows(ids: tuple[int, ...] = (2, 5), lengths: tuple[int, ...] = (2,), dtype: type = np.int32) -> dict[str, Any]:
+    return {"ids": np.zeros(ids, dtype), "lengths": np.zeros(lengths, np.int32)}
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"ids": np.zeros((2, 5), np.int32)}, "input 'lengths' is missing; the model takes ids, lengths"),
+        (rows(dtype=np.int64), "input 'ids' is int64; allowed is int32"),
+        (rows(ids=(5,)), "input 'ids' has shape [5]; allowed is [-1, -1], -1 for any size"),
+        (rows(ids=(2, 5, 1)), "input 'ids' has shape [2, 5, 1]; allowed is [-1, -1]"),
+        (rows(lengths=(1,)), "input 'lengths' has 1 rows and 'ids' 2; allowed is one number for all, from 1 on"),
+        (
+            rows(ids=(0, 5), lengths=(0,)),
+            "input 'ids' has 0 rows and 'ids' 0; allowed is one number for all, from 1 on",
+        ),
+    ],
+)
+def test_what_would_be_others_rows_is_refused(onnxruntime_backend, feeds, message):
+    allowed = onnxruntime_backend.allowed_inputs(INPUTS)
+    onnxruntime_backend.check_rows(rows(), allowed)
+    with pytest.raises(ValueError, match=r".") as raised:
+        onnxruntime_backend.check_rows(feeds, allowed)
+    assert message in str(raised.value)
+
+
+def test_a_fixed_axis_is_named(onnxruntime_backend):
+    allowed = onnxruntime_backend.allowed_inputs(OUTPUTS)
+    onnxruntime_backend.check_rows({"logits": np.zeros((1, 40), np.float32)}, allowed)
+    with pytest.raises(ValueError, match=r"'logits' has shape \[1, 39\]; allowed is \[-1, 40\]"):
+        onnxruntime_backend.check_rows({"logits": np.zeros((1, 39), np.float32)}, allowed)
+
+
+def test_a_tensor_in_a_message(onnxruntime_backend):
+    assert onnxruntime_backend.tensor_text("ids", np.array([[3, -7]], np.int32)) == "ids int32 [1, 2] from -7 to 3"
+    assert onnxruntime_backend.tensor_text("ids", np.zeros((2, 0), np.int32)) == "ids int32 [2, 0]"

@@ -13,6 +13,7 @@ import collections
 import itertools
 import json
 import os
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,44 @@ def _described(tensor, batching):
     return described
 
 
+def allowed_inputs(tensors):
+    """{name: (NumPy's type or None, axes)} of NodeArgs, as `check_rows` takes it."""
+    return {tensor.name: (NUMPY_TYPES.get(tensor.type), free_axes(tensor)) for tensor in tensors}
+
+
+def check_rows(feeds, allowed):
+    """Refuse a request whose tensors are not the same number of rows each: in a batch they would be others' rows.
+
+    Args:
+        feeds: {name: array}, the batch first.
+        allowed: what the model takes, by `allowed_inputs`.
+
+    Raises:
+        ValueError: names input, what was given and what is allowed.
+    """
+    learners = None
+    for name, (dtype, axes) in allowed.items():
+        value = feeds.get(name)
+        if value is None:
+            raise ValueError(f"input '{name}' is missing; the model takes {', '.join(allowed)}")
+        if dtype is not None and value.dtype != dtype:
+            raise ValueError(f"input '{name}' is {value.dtype}; allowed is {np.dtype(dtype)}")
+        if value.ndim != len(axes) or any(axis not in (-1, size) for axis, size in zip(axes, value.shape)):
+            raise ValueError(f"input '{name}' has shape {list(value.shape)}; allowed is {axes}, -1 for any size")
+        learners = len(value) if learners is None else learners
+        if len(value) != learners or not learners:
+            first = next(iter(allowed))
+            raise ValueError(
+                f"input '{name}' has {len(value)} rows and '{first}' {learners}; allowed is one number for all, from 1 on"
+            )
+
+
+def tensor_text(name, value):
+    """A tensor in a message, e.g. "ids int32 [1, 8] from 0 to 99999"."""
+    span = f" from {value.min()} to {value.max()}" if value.size and value.dtype != np.object_ else ""
+    return f"{name} {value.dtype} {list(value.shape)}{span}"
+
+
 def model_file(config, version_folder):
     """Where the ONNX file lies: default_model_filename or model.onnx; a folder of that name holds model.onnx.
 
@@ -403,6 +442,7 @@ class Bound:
             value.update_inplace(self.staged[name])
         self.outputs = {}
         names = [tensor.name for tensor in session.get_outputs()]
+        first = self.bind()
         for name in names:
             first.bind_output(name, device, number)
         # What the first run allocates for its outputs is kept as their buffers.
@@ -456,7 +496,6 @@ class Binder:
         # A number is never given again: the session keeps what was captured under it, also where that was refused.
         self.graphs = itertools.count(1)
         self.captured = {}
-        first = self.bind()
         self.others = collections.OrderedDict()
         self.types = {tensor.name: NUMPY_TYPES.get(tensor.type) for tensor in session.get_inputs()}
 
@@ -584,6 +623,7 @@ class TritonPythonModel:
         self.input_names = [tensor["name"] for tensor in config["input"]]
         self.output_names = [tensor["name"] for tensor in config["output"]]
         self.batching = config["max_batch_size"] > 0
+        self.allowed = allowed_inputs(self.session.get_inputs())
         self.run_options = ort.RunOptions()
         shrinkage = parameters(config).get("memory.enable_memory_arena_shrinkage")
         if shrinkage:
@@ -595,40 +635,64 @@ class TritonPythonModel:
         self.binder = capture_all(config, self.session, "cuda", device, pb_utils.Logger.log_warn) if on_gpu else None
 
     def execute(self, requests):
-        if len(requests) == 1 or not self.batching:
-            return [self._run([request])[0] for request in requests]
-        return self._run(requests)
+        """Every request's response, whatever the others are: what is raised here Triton answers to all of them."""
+        responses, fit = {}, {}
+        for number, request in enumerate(requests):
+            try:
+                fit[number] = request, self._feeds(request)
+            except Exception as e:
+                responses[number] = self._error(e)
+        responses.update(zip(fit, self._run(list(fit.values()))))
+        return [responses[number] for number in range(len(requests))]
 
-    def _run(self, requests):
-        """One session.run for all the requests; their learners are rows of one batch."""
-        inputs = [self._inputs(request) for request in requests]
-        try:
-            if len(requests) == 1:
-                feeds = inputs[0]
-            else:
-                feeds = {name: np.concatenate([given[name] for given in inputs]) for name in inputs[0]}
-            wanted = {name for request in requests for name in request.requested_output_names()}
-            names = [name for name in self.output_names if name in wanted]
-            if self.binder and self.binder.takes(feeds):
-                outputs = self.binder.run(feeds, names)
-            else:
-                outputs = self.session.run(names, feeds, self.run_options)
-        except (ValueError, RuntimeError, *_ORT_ERRORS) as e:
-            if len(requests) > 1:
-                # One request spoils the batch: each alone tells which, and the others get their answers.
-                return [self._run([request])[0] for request in requests]
-            invalid = isinstance(e, (ValueError, ort_errors.InvalidArgument))
-            code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(e), code))]
-        if len(requests) == 1:
+    def _feeds(self, request):
+        tensors = ((name, pb_utils.get_input_tensor_by_name(request, name)) for name in self.input_names)
+        feeds = {name: tensor.as_numpy() for name, tensor in tensors if tensor is not None}  # None: optional, not sent
+        if self.batching:
+            check_rows(feeds, self.allowed)
+        return feeds
+
+    def _run(self, given):
+        """The responses to [(request, feeds)], in one session.run where they can be batched: learners are its rows."""
+        if not given:
+            return []
+        if len(given) == 1 or self.batching:
+            try:
+                return self._answer(given)
+            except Exception as e:
+                if len(given) == 1:
+                    return [self._error(e, given[0][1])]
+        # One request spoils the batch: each alone tells which, and the others get their answers.
+        return [self._run([one])[0] for one in given]
+
+    def _answer(self, given):
+        feeds = given[0][1]
+        if len(given) > 1:
+            feeds = {name: np.concatenate([each[name] for _, each in given]) for name in feeds}
+        wanted = {name for request, _ in given for name in request.requested_output_names()}
+        names = [name for name in self.output_names if name in wanted]
+        if self.binder and self.binder.takes(feeds):
+            outputs = self.binder.run(feeds, names)
+        else:
+            outputs = self.session.run(names, feeds, self.run_options)
+        if len(given) == 1:
             return [self._response(names, outputs)]
-        ends = np.cumsum([len(next(iter(given.values()))) for given in inputs])[:-1]
+        ends = np.cumsum([len(next(iter(each.values()))) for _, each in given])[:-1]
         pieces = zip(*(np.split(output, ends) for output in outputs))
         return [self._response(names, piece) for piece in pieces]
 
-    def _inputs(self, request):
-        tensors = ((name, pb_utils.get_input_tensor_by_name(request, name)) for name in self.input_names)
-        return {name: tensor.as_numpy() for name, tensor in tensors if tensor is not None}  # None: optional, not sent
+    @staticmethod
+    def _error(error, feeds=None):
+        """A response that says what went wrong, and with which tensors."""
+        invalid = isinstance(error, (ValueError, ort_errors.InvalidArgument))
+        text = str(error)
+        if not isinstance(error, (ValueError, *_ORT_ERRORS)):
+            text = f"{type(error).__name__}: {error}"
+            pb_utils.Logger.log_error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        if feeds:
+            text += f" (given: {'; '.join(tensor_text(name, value) for name, value in feeds.items())})"
+        code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
 
     @staticmethod
     def _response(names, values):
