@@ -196,7 +196,10 @@ def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path) -> Path:
     text, path = tomlkit.dumps(spec), folder / "spec.toml"
     wanted = _facts(text)
     if path.is_file():
-        stamp, found = _split(path.read_text(encoding="utf-8"))
+        try:
+            stamp, found = _split(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as e:
+            raise SpecError(f"{path} was changed since it was derived, and is no text now: {e}") from e
         if found == text and stamp.get("facts") == wanted:
             return path
         if found != text and stamp.get("sha256") != _digest(found):
@@ -225,9 +228,10 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
     if len(lines) < 2 or not lines[1].startswith(STAMP):
         return {}, text
     try:
-        return json.loads(lines[1].removeprefix(STAMP)), "".join(lines[2:])
+        stamp = json.loads(lines[1].removeprefix(STAMP))
     except ValueError:
-        return {}, text
+        stamp = None
+    return (stamp, "".join(lines[2:])) if isinstance(stamp, dict) else ({}, text)
 
 
 def _digest(text: str) -> str:

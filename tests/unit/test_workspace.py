@@ -99,12 +99,13 @@ def test_what_somebody_chose_otherwise_is_no_contradiction():
     assert open_workspace(network="gru").spec.network.hidden == 64  # type: ignore[union-attr]
 
 
-def test_a_changed_spec_that_is_none_is_refused():
+@pytest.mark.parametrize("text", [b"[model\n", b"", b"\n# lastrow: []\n", b"\xff\xfe", b"model = 3\n"])
+def test_a_changed_spec_that_is_none_is_refused(text: bytes):
     own = open_workspace(network="gru").spec_file
-    own.write_text("[model\n")
-    with pytest.raises(SpecError, match="is no whole spec now"):
+    own.write_bytes(text)
+    with pytest.raises(SpecError, match=rf"{own} was changed since it was derived, and is no (whole spec|text) now"):
         open_workspace(network="gru")
-    assert own.read_text() == "[model\n"
+    assert own.read_bytes() == text
 
 
 def test_what_is_called_the_same_elsewhere_shares_nothing(tmp_path: Path):
