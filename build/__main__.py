@@ -482,7 +482,7 @@ def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:
     with bar("train") as update:
         model, report = train_model(training, test, workspace.spec, budget_s=budget_s, progress=update)
     checkpoints.save(model, workspace.checkpoint)
-    workspace.report.write_text(report.to_json(), encoding="utf-8")
+    workspace.report.write_text(report.to_json(workspace.data_digest()), encoding="utf-8")
     print(
         f"test AUC {report.auc:.4f}, per-problem mean {report.baseline_auc:.4f} "
         f"({report.test_learners:,} learners, {report.test_interactions:,} interactions)"

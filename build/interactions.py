@@ -32,14 +32,24 @@ def read_folds(folder: Path, learners: int | None = None) -> list[list[History]]
     Raises:
         DataError: nothing to read, or a malformed line.
     """
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.csv"))
-    if not files:
+    found = files(folder)
+    shares: list[int | None] = [None] * len(found)
+    if learners is not None:
+        shares = [learners // len(found) + (number < learners % len(found)) for number in range(len(found))]
+    return [_read(file, share) for file, share in zip(found, shares, strict=True)]
+
+
+def files(folder: Path) -> list[Path]:
+    """Every *.csv of a folder, or the one file, in the order of their names.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = [folder] if folder.is_file() else sorted(folder.glob("*.csv"))
+    if not found:
         what = "has no *.csv files" if folder.is_dir() else "does not exist"
         raise DataError(f"{folder} {what}; DATA= takes a folder of interaction files, four lines a learner")
-    shares: list[int | None] = [None] * len(files)
-    if learners is not None:
-        shares = [learners // len(files) + (number < learners % len(files)) for number in range(len(files))]
-    return [_read(file, share) for file, share in zip(files, shares, strict=True)]
+    return found
 
 
 def problems(histories: Sequence[History]) -> int:

@@ -44,9 +44,9 @@ class Report:
     epochs: float
     seconds: float
 
-    def to_json(self) -> str:
-        """The report as JSON text."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+    def to_json(self, data: str | None = None) -> str:
+        """The report as JSON text; data: the digest of what it was trained on."""
+        return json.dumps({**asdict(self), "data": data}, indent=1) + "\n"
 
 
 def split(folds: list[list[History]], seed: int = 0) -> tuple[list[History], list[History]]:

@@ -53,6 +53,14 @@ class Workspace:
         """What the training that made the checkpoint measured, as JSON."""
         return self.checkpoint.with_name("training.json")
 
+    def data_digest(self) -> str | None:
+        """SHA-256 of the files in data; none where learners are simulated."""
+        if self.data is None:
+            return None
+        from build.interactions import files
+
+        return _digest("".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files(self.data)))
+
     def folds(self) -> list[list[History]]:
         """The learners that this model is trained and tried on, one list a fold."""
         if self.data is not None:
@@ -116,7 +124,7 @@ def open_workspace(
         built = ROOT / "models"
     else:
         built = (spec_file.parent if tables else folder / named(spec_file.stem, spec_file)) / "models"
-    return Workspace(
+    workspace = Workspace(
         spec=read,
         spec_file=spec_file,
         checkpoint=checkpoint or folder / "checkpoint.pt",
@@ -125,6 +133,18 @@ def open_workspace(
         learners=learners,
         checkpoint_given=checkpoint is not None,
     )
+    if data is not None and checkpoint is None and _trained_on(workspace.report) not in (None, workspace.data_digest()):
+        said = f"{workspace.checkpoint} was trained on other learners than {data} has now: `make train` trains it anew"
+        console.print(said, highlight=False, soft_wrap=True)
+    return workspace
+
+
+def _trained_on(report: Path) -> str | None:
+    """The digest of the data that a training's report names; none where there is no report."""
+    try:
+        return str(json.loads(report.read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check_choice(

@@ -12,8 +12,10 @@ from build.analyzer import analysis, tuning
 from build.analyzer.result import Setting
 from build.analyzer.tuning import Gain
 from build.bench.contest import Contender
+from build.training import train
 from build.workspace import open_workspace
 from ensemble.errors import SpecError
+from ensemble.history import History
 from ensemble.spec import DEFAULT_SPEC, Spec
 from tests.conftest import resized, untrained
 
@@ -122,6 +124,23 @@ def test_what_is_called_the_same_elsewhere_shares_nothing(tmp_path: Path):
             (folder / f"fold{fold}.csv").write_text("0,1\n3,17\n1,1\n1,0\n")
         folders.append(folder)
     assert len({open_workspace(data=folder).checkpoint for folder in folders}) == 2
+
+
+def test_weights_of_other_learners_are_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "fold0.csv").write_text("0,1\n3,17\n1,1\n1,0\n")
+    space = open_workspace(data=data, network="gru")
+    training = [History("ada", [1, 2], [1, 0]), History("ben", [2, 1], [0, 1])]
+    model, report = train(training, training, resized(space.spec, "gru"), budget_s=0.1)
+    checkpoint.save(model, space.checkpoint)
+    space.report.write_text(report.to_json(space.data_digest()))
+    open_workspace(data=data, network="gru")
+    assert "other learners" not in capsys.readouterr().err
+    (data / "fold1.csv").write_text("1,1\n17,3\n1,1\n1,1\n")
+    open_workspace(data=data, network="gru")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{space.checkpoint} was trained on other learners than {data} has now: `make train` trains it anew" in said
 
 
 def test_only_the_default_goes_into_models(tmp_path: Path, artifacts: Path):
