@@ -35,12 +35,13 @@ BATCH, TIME, STEPS = "batch", "time", "steps"
 
 @dataclass(frozen=True)
 class Given:
-    """An input: what it holds, and by the names of its axes how much."""
+    """An input: what it holds, and by the names of its axes how much; ids are below `below`."""
 
     name: str
     role: Literal["ids", "values", "length", "mask"]
     axes: tuple[str | int, ...]
     dtype: type
+    below: int = IDS
 
     def draw(self, sizes: Mapping[str, int], lengths: Array, rng: np.random.Generator) -> Array:
         """Random values; lengths [batch]: rows of every history that are valid."""
@@ -51,8 +52,9 @@ class Given:
             valid = np.arange(sizes[TIME]) < lengths[:, None]
             return (valid if self.axes[0] == BATCH else valid.T).astype(self.dtype)
         if self.role == "ids":
-            drawn = rng.integers(0, IDS, shape)
-            return np.where(rng.random(shape) < rng.choice([0.0, 0.3]), PADDING, drawn).astype(self.dtype)
+            drawn = rng.integers(0, self.below, shape)
+            padded = rng.random(shape) < rng.choice([0.0, 0.3])
+            return np.where(padded & (self.below > PADDING), PADDING, drawn).astype(self.dtype)
         return (rng.choice([0.5, 1.0, 2.0]) * rng.standard_normal(shape)).astype(self.dtype)
 
     def of(self, value: Array, kept: Mapping[str, Array]) -> Array:
