@@ -6,6 +6,7 @@ import re
 import pytest
 
 from build import ROOT
+from build.container import health
 
 FOLDER = ROOT / "build" / "container"
 
@@ -38,7 +39,7 @@ def test_it_runs_as_a_numbered_user_who_is_not_root(recipe):
 
 def test_what_is_copied_exists_and_nobody_can_write_it(recipe):
     copied = [rest.split() for word, rest in recipe if word == "COPY"]
-    assert [words[-1] for words in copied] == ["/models", "/opt/lastrow/endpoints.py"]
+    assert [words[-1] for words in copied] == ["/models", "/opt/lastrow/endpoints.py", "/opt/lastrow/health.py"]
     for *options, source, _ in copied:
         assert (ROOT / source).exists()
         (mode,) = [option.removeprefix("--chmod=") for option in options if option.startswith("--chmod=")]
@@ -52,8 +53,13 @@ def test_it_starts_by_what_closes_management(recipe):
     assert not any(name in argument for argument in command for name in ("restricted", "model-control"))
     assert "--model-repository=/models" in command
     assert {f"--{protocol}-address=0.0.0.0" for protocol in ("http", "grpc", "metrics")} <= set(command)
-    check = only(recipe, "HEALTHCHECK")
-    assert "/v2/health/ready" in json.loads(check[check.index("[") :])[-1]
+
+
+def test_its_health_is_asked_by_what_was_copied(recipe):
+    options, _, command = only(recipe, "HEALTHCHECK").partition(" CMD ")
+    assert json.loads(command) == ["python3", "-I", "/opt/lastrow/health.py", "/models"]
+    (timeout,) = re.findall(r"--timeout=(\d+)s", options)
+    assert int(timeout) > health.TIMEOUT_S
 
 
 def test_nothing_else_of_the_project_goes_to_the_builder(recipe):
