@@ -169,11 +169,14 @@ def serve(
 
     workspace = open_workspace(spec, checkpoint, out, data, learners, network, factory, device)
     ports = Ports(http_port, grpc_port, metrics_port, address, server.LOOPBACK if tls else address)
+    open_to_all = [name for name in opened.split(",") if name]
     try:
-        closed = endpoints.closed(filter(None, opened.split(",")), os.environ.get(endpoints.ADMIN_KEY, ""))
+        closed = endpoints.closed(open_to_all, os.environ.get(endpoints.ADMIN_KEY, ""))
     except ValueError as e:
         raise LastrowError(str(e)) from e
     arguments = [*closed, *endpoints.observed(trace, workspace.spec.model.name)]
+    if "shared-memory" in open_to_all:
+        arguments += server.find().client_shared_memory()
     if tls is not None:
         files = make(tls, renew) if test_certificates else Files(tls)
         arguments += files.arguments(mutual)

@@ -1,7 +1,8 @@
 """`make serve`: a tritonserver that is watched, started again when it or one of its stubs dies, and drained before it stops.
 
 Triton does not start a Python stub again that has died: requests that need it fail after a second each, for ever. 2.51 even
-stays "ready"; from 26.02 on a step's own is_ready() counts. And on SIGTERM its ensembles refuse the next step of requests that are half done. Both are settled from outside, here.
+stays "ready"; from 26.02 on a step's own is_ready() counts. And on SIGTERM its ensembles refuse the next step of requests
+that are half done. Both are settled from outside, here.
 """
 
 from __future__ import annotations

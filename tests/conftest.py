@@ -23,7 +23,7 @@ import torch
 from build import ROOT, checkpoint, repository
 from build.network import Network, Recurrent, create
 from build.parity import probabilities
-from build.server import Server, reaper
+from build.server import Server, find, reaper
 from ensemble.client import Client
 from ensemble.history import History
 from ensemble.spec import DEFAULT_SPEC, RecurrentNetwork, Spec, TransformerNetwork
@@ -173,7 +173,8 @@ def served(spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     model = untrained(spec)
     checkpoint.save(model, folder / "model.pt")
     built = repository.build(spec, folder / "model.pt", folder / "models")
-    with Server(built.folder, log=folder / "server.log") as server:
+    arguments = find().client_shared_memory()  # some tests' clients are on its host
+    with Server(built.folder, arguments=arguments, log=folder / "server.log") as server:
         yield Served(spec, model, folder / "model.pt", built.folder, server)
 
 

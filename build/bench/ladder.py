@@ -23,7 +23,7 @@ from build.bench.rung import NAIVE, Rung, Variant, build, candidates, in_int8, n
 from build.interactions import read_folds
 from build.parity import ParityError, probabilities, tolerance
 from build.precision import PrecisionError
-from build.server import Server
+from build.server import Server, find
 from build.workspace import Workspace
 from ensemble import config
 from ensemble.errors import LastrowError
@@ -107,7 +107,11 @@ class Climb:
                     self.rungs = [replace(r, skipped=str(e)) if r.variant == name else r for r in self.rungs]
                     continue
                 log = self.folder / f"{name}.log"
-                server = stack.enter_context(Server(repository, log=log, waiting=lambda: progress(None, "")))
+                shares = any(rung.variant == name and rung.transport == "shared memory" for rung in self.rungs)
+                arguments = find().client_shared_memory() if shares else []
+                server = stack.enter_context(
+                    Server(repository, arguments=arguments, log=log, waiting=lambda: progress(None, ""))
+                )
                 stack.callback(server.wake)  # only who is awake can be told to end
                 self._servers[name], self._specs[name] = server, made[name].spec
                 self._statistics[name] = grpcclient.InferenceServerClient(server.grpc_url)

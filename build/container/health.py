@@ -3,7 +3,8 @@
     python3 health.py /models [http://127.0.0.1:8000]
 
 Triton 2.51 stays "ready" when the process of a Python step has died, and fails every request that needs it. So each
-ensemble of the repository is asked a real question: zeros, for all outputs, often enough that every instance of a step gets one.
+ensemble of the repository is asked a real question: zeros, for all outputs, often enough that every instance of a step gets
+one.
 Exit code 0: it answers, or is busy. 1: it does not; says why.
 """
 

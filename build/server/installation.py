@@ -12,7 +12,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -24,6 +26,8 @@ from build import ARTIFACTS, ROOT
 from build.server.errors import ServerError
 
 STUB = "triton_python_backend_stub"
+CLIENT_SHM = "--allow-client-shm"
+HELPS_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,27 @@ class Installation:
         backends = ("python", "onnxruntime") if self.embedded else ("python",)  # those that have stubs
         named = [f"--backend-config={name},shm-region-prefix-name={region}" for name in backends if region]
         return [str(self.executable), *(() if given else self.arguments), *named, *arguments]
+
+    def client_shared_memory(self) -> list[str]:
+        """Arguments that let clients register shared memory: none where Triton, before 26.04, always does.
+
+        Raises:
+            ServerError: the server does not run.
+        """
+        return [f"{CLIENT_SHM}=true"] if self._knows(CLIENT_SHM) else []
+
+    def _knows(self, option: str) -> bool:
+        command = [str(self.executable), "--help"]
+        try:
+            done = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, timeout=HELPS_WITHIN_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise ServerError(f"{' '.join(command)} does not run: {e}") from e
+        said = done.stdout + done.stderr
+        if "--model-repository" not in said:
+            raise ServerError(f"{' '.join(command)} lists no options, but says: {said.strip()[-300:] or 'nothing'}")
+        return re.search(rf"^\s*{option}\b", said, re.MULTILINE) is not None
 
 
 def find() -> Installation:

@@ -19,7 +19,7 @@ import pytest
 
 from build import repository
 from build.bench import rung
-from build.server import Server
+from build.server import Server, find
 from ensemble.client import AsyncClient, Client
 from ensemble.errors import DeadlineExceededError
 from ensemble.history import History
@@ -176,7 +176,8 @@ def test_a_wait_before_a_step_has_an_end(served: Served, known: Known, tmp_path:
 
 def test_callers_that_give_up_leave_nothing_behind(served: Served, known: Known, tmp_path: Path):
     """A third each: the deadline passes, the call is cancelled, the process is killed."""
-    with Server(served.repository, log=tmp_path / "log") as server:
+    arguments = find().client_shared_memory()  # of the callers that are killed
+    with Server(served.repository, arguments=arguments, log=tmp_path / "log") as server:
         asyncio.run(give_up(server.grpc_url, served.spec, GONE // 3))
         with Client(server.grpc_url, spec=served.spec, deadline_s=DRAINED_WITHIN_S) as client:
             # Buffers have grown to the largest batch then.

@@ -84,6 +84,37 @@ def test_make_serve_stops_on_ctrl_c(served: Served):
         pass  # none of them is left
 
 
+@pytest.mark.parametrize("newer", [False, True])
+@pytest.mark.parametrize("opened", ["", "trace", "shared-memory"])
+def test_shared_memory_is_asked_for_where_it_is_known(served: Served, tmp_path: Path, newer: bool, opened: str):
+    """The newer server is not to be had here: a script stands for it that writes down how it is started, and ends."""
+    said, script = tmp_path / "said", tmp_path / "tritonserver"
+    known = "--allow-client-shm <boolean>" if newer else ""
+    script.write_text(
+        f"""#!/bin/sh
+if [ "$*" = --help ]; then echo "  --model-repository <string>"; echo "  {known}"; exit; fi
+echo "$@" > {said}
+"""
+    )
+    script.chmod(0o755)
+    command = [sys.executable, "-m", "build", "serve", "--checkpoint", served.checkpoint, "--out", served.repository]
+    for option, port in zip(PORTS, free_ports(), strict=True):
+        command += [f"--{option}", str(port)]
+    done = subprocess.run(
+        [*command, "--open", opened],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "tritonserver ended with exit code 0 while it started" in done.stderr
+    arguments = said.read_text().split()
+    assert f"--model-repository={served.repository}" in arguments
+    assert ("--allow-client-shm=true" in arguments) == (newer and opened == "shared-memory")
+
+
 @needs_ipv6
 def test_make_serve_listens_on_ipv6(served: Served, tmp_path: Path):
     http, grpc, metrics = free_ports(3, "::1")

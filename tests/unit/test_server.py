@@ -28,6 +28,29 @@ def test_the_server_on_the_path_comes_first(tmp_path, monkeypatch):
     assert found.command(["--model-repository=m"]) == [str(theirs), "--model-repository=m"]
 
 
+@pytest.mark.parametrize(
+    ("known", "passed"), [("", []), ("  --allow-client-shm <boolean>", ["--allow-client-shm=true"])]
+)
+def test_clients_get_shared_memory_by_what_the_server_knows(tmp_path, monkeypatch, known, passed):
+    theirs = executable(tmp_path / "opt")
+    theirs.write_text(f'#!/bin/sh\n[ "$*" = --help ] || exit 1\necho "  --model-repository <string>\n{known}" >&2\n')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'opt'}{os.pathsep}{os.environ['PATH']}")
+    assert find().client_shared_memory() == passed
+
+
+def test_the_embedded_server_lets_clients_share_memory_without_being_told(monkeypatch):
+    monkeypatch.setenv("PATH", os.defpath)
+    assert find().client_shared_memory() == []
+
+
+@pytest.mark.parametrize("script", ["#!/bin/sh\necho no such library\nexit 127\n", "#!/nowhere\n"])
+def test_a_server_that_does_not_run_is_said(tmp_path, monkeypatch, script):
+    executable(tmp_path / "opt").write_text(script)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'opt'}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(ServerError, match=r"opt/tritonserver --help (lists no options.*no such library|does not run)"):
+        find().client_shared_memory()
+
+
 def test_our_own_launcher_is_not_taken_for_one(tmp_path, monkeypatch):
     ours = executable(tmp_path / "bin")
     monkeypatch.setattr(installation.sys, "prefix", str(tmp_path))
