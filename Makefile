@@ -50,8 +50,8 @@ override GOALS := $(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))
 override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
-.PHONY: help setup lock demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults soak carry lint \
-	lint-config clean
+.PHONY: help setup lock demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults \
+	test-newest soak carry lint lint-config clean
 
 help: ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' \
@@ -131,6 +131,12 @@ test-unit: $(SETUP) ## run the tests that need no server
 test-faults: $(SETUP) ## bad input, bursts, crashes, reloads, shutdowns: a few minutes of them, against real servers
 	$(BIN)/python -m pytest tests/faults
 
+test-newest: ## every test with the newest packages instead of the lock's, in a .venv-newest; what differs, and what broke
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --progress-bar on --upgrade pip --editable '.[test]' --editable ./build
+	@touch .venv-newest/.installed
+	@$(MAKE) VENV=.venv-newest test; broke=$$?; .venv-newest/bin/python -m build.lock compare; exit $$broke
+
 soak: $(SETUP) ## good and bad requests at 70 % of capacity for an hour, and what it did to memory and latency [SOAK_S=]
 	@$(BIN)/python -m tests.faults.soak --seconds $(SOAK_S)
 
@@ -148,7 +154,7 @@ lint-config: $(SETUP) ## find settings of a model repository that do nothing or 
 	@$(BIN)/python -m ensemble lint '$(or $(OUT),models)'
 
 # A derived spec has a digest of its third line and those behind it in its second: one that was changed is somebody's.
-clean: ## remove what was built; .venv and .venv-peers stay, and specs that somebody changed
+clean: ## remove what was built; environments (.venv*) stay, and specs that somebody changed
 	@find build/artifacts -name spec.toml 2>/dev/null | while read -r spec; do \
 		digest=$$(tail -n +3 "$$spec" | sha256sum | cut -c 1-64); \
 		if sed -n 2p "$$spec" | grep -qF "$$digest"; then rm "$$spec"; else echo "kept: $$spec"; fi; done
