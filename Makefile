@@ -51,7 +51,7 @@ override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword
 override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
 .PHONY: help setup lock demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults \
-	test-newest soak carry lint lint-config clean
+	test-nightly test-newest soak carry lint lint-config clean
 
 help: ## list every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' \
@@ -122,11 +122,18 @@ analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what 
 tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into the spec if it gains [P99_MS= QUICK=1 SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= OUT=]
 	@$(BIN)/python -m build tune $(SWEPT) $(if $(P99_MS),--p99-ms $(P99_MS))
 
+# Unit tests share nothing: two processes of one thread each. The rest shares a server, and measures times.
+UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist worksteal
+
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
-	$(BIN)/python -m pytest
+	$(UNIT)
+	$(BIN)/python -m pytest tests/integration tests/faults tests/benchmarks
 
 test-unit: $(SETUP) ## run the tests that need no server
-	$(BIN)/python -m pytest tests/unit
+	$(UNIT)
+
+test-nightly: $(SETUP) ## the tests that take long or measure: figures, many repeats, thousands of requests
+	$(BIN)/python -m pytest tests/nightly
 
 test-faults: $(SETUP) ## bad input, bursts, crashes, reloads, shutdowns: a few minutes of them, against real servers
 	$(BIN)/python -m pytest tests/faults

@@ -27,6 +27,7 @@ from build.server import Server, find, reaper
 from ensemble.client import Client
 from ensemble.history import History
 from ensemble.spec import DEFAULT_SPEC, RecurrentNetwork, Spec, TransformerNetwork
+from tests import exports
 
 # How long an example takes tells of the machine, and of who else is on it.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -109,6 +110,13 @@ def load_module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exporter() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", exports.kept(torch.onnx.export))
+        yield
 
 
 @pytest.fixture(scope="session")
