@@ -146,6 +146,7 @@ def test_make_serve_listens_on_ipv6(served: Served, tmp_path: Path):
         assert f"is ready: gRPC [::1]:{grpc}" in log.read_text()
         os.killpg(process.pid, signal.SIGINT)
         process.wait(60)
+        psutil.wait_procs(tree, timeout=10)  # one of them watches for the end of the others
         assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in tree)
     finally:
         with contextlib.suppress(ProcessLookupError):
