@@ -1,4 +1,4 @@
-"""Model Analyzer for real: a short sweep, interrupted and resumed; a server that runs already; a bad spec made good."""
+"""Model Analyzer for real: a short sweep, interrupted and resumed; a server that runs already."""
 
 from __future__ import annotations
 
@@ -125,17 +125,6 @@ def test_a_model_that_does_not_load_is_named(workspace: Workspace, tmp_path: Pat
     ready = sweep.prepare(SHORT, workspace.spec, workspace.out, tmp_path / "work")
     with pytest.raises(sweep.SweepError, match="core"):
         sweep.run(ready, lambda *_: None)
-
-
-def test_a_bad_spec_is_tuned(workspace: Workspace):
-    short = dataclasses.replace(SHORT, concurrency=(2, 4), steps_varied=())
-    assert analysis.tune(workspace, quick=True, p99_ms=None, kind=short)
-    tuned = Spec.read(workspace.spec_file)
-    assert tuned.steps.core.queue_delay_us < profile.SEED_DELAY_US
-    assert tuned.tuned is not None
-    assert tuned.tuned.speed > 5
-    assert tuned.tuned.throughput > 1.5
-    assert repository.build(tuned, workspace.checkpoint, workspace.out).changed == ()
 
 
 def test_an_interrupted_command_says_how_to_go_on(workspace: Workspace):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
-import statistics
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +15,11 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from build import repository
-from build.bench import load
-from build.bench.caller import EnsembleClient
-from build.bench.local import Local
 from build.parity import batches, windows
 from build.server import Server
 from ensemble.client import AsyncClient, Client
 from ensemble.errors import ClosedClientError, DeadlineExceededError, InvalidRequestError, UnavailableError
 from ensemble.history import History, pad
-from ensemble.spec import DEFAULT_SPEC
 from tests.conftest import Served, answer_of, learner
 
 
@@ -176,26 +170,6 @@ def test_replies_carry_what_was_asked_for_alone(served: Served):
     proposals = infer(served, ids, responses, ["next_problem_ids", "next_problem_probabilities"]).get_response()
     assert {o.name for o in proposals.outputs} == {"next_problem_ids", "next_problem_probabilities"}
     assert proposals.ByteSize() < 1_000
-
-
-def test_served_p50_is_under_a_third_of_pytorchs_or_near_the_cores(served: Served):
-    """Whichever is slower: how fast PyTorch multiplies 512 rows is the machine's, what serving adds is this project's."""
-    history = learner(512)
-    times: dict[str, list[float]] = {"served": [], "eager": [], "onnxruntime": []}
-    core = served.repository / "core" / "1" / "model.onnx"
-    with contextlib.ExitStack() as stack:
-        resting = {kind: Local(kind, DEFAULT_SPEC, served.checkpoint, core) for kind in ("eager", "onnxruntime")}
-        for local in resting.values():
-            stack.callback(local.close)
-        caller = EnsembleClient(served.server.grpc_url, served.spec)
-        stack.callback(caller.close)
-        for _ in range(5):
-            for kind, local in resting.items():
-                times[kind] += local.times([history], 1, 10)
-            times["served"] += load.run([caller], [history], 1, seconds=0.1, warm_up=2).latencies_ms
-    p50 = {kind: statistics.median(found) for kind, found in times.items()}
-    print(p50)
-    assert p50["served"] <= max(0.30 * p50["eager"], 2.0 * p50["onnxruntime"])
 
 
 def array(*rows: list[int], dtype: type = np.int32) -> np.ndarray:

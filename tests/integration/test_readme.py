@@ -15,10 +15,9 @@ import tomlkit
 
 from build import ROOT
 from build.export import export
-from build.network import create
 from build.reduce import reduce
 from build.workspace import open_workspace
-from tests.conftest import Served, small_document
+from tests.conftest import Served, small_document, untrained
 from tests.integration.test_server import ports, wait_until_ready
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,7 +114,7 @@ def test_every_target_is_in_the_help():
 @pytest.mark.parametrize("network", ["dkt", "gru", "transformer"])
 def test_the_table_of_costs_is_what_the_pass_counts(network: str):
     spec = open_workspace(network=network).spec
-    reduction = reduce(export(create(spec), spec).model, window=spec.model.window)
+    reduction = reduce(export(untrained(spec), spec).model, window=spec.model.window)
     (row,) = [line for line in README.splitlines() if line.startswith(f"| `{network}`") and "MB" in line]
     costs = reduction.before, reduction.after
     operations = " to ".join(f"{cost.operations / 1e9:.2f} G" for cost in costs)
