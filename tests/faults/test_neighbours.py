@@ -124,7 +124,8 @@ def no_learners(model: Model, columns: int) -> Request:
 def named(models: dict[str, Model]) -> Iterator[Request]:
     """Requests of which it is known what they have to be told."""
     for name, model in models.items():
-        if name in ("preprocess", "postprocess", "propose"):
+        # Not to the core: Triton itself fails the batch for it, before any backend is asked.
+        if name in config.PYTHON_STEPS:
             for columns in (0, 3, WIDTHS[0], 50):
                 yield no_learners(model, columns)
         for tensor, value in model.values.items():
