@@ -37,7 +37,7 @@ class AsyncClient(Protocol):
         tls: Tls | None = None,
     ) -> None:
         super().__init__(url, spec, deadline_s, retries, tls)
-        self._channels: dict[asyncio.AbstractEventLoop, tuple[grpc.aio.Channel, Any]] = {}
+        self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -51,13 +51,13 @@ class AsyncClient(Protocol):
         """Close the channels. Calls that other tasks have under way, or are about to try again, end with an error."""
         self._closed.set()
         here = asyncio.get_running_loop()
-        for loop in list(self._channels):
-            channel, _ = self._channels.pop(loop)
+        for loop in list(self._connections):
+            connection = self._connections.pop(loop)
             if loop is here:
-                await channel.close()
+                await connection.close()
             else:
                 with contextlib.suppress(RuntimeError):  # that loop is closed; so is the channel once it is let go of
-                    loop.call_soon_threadsafe(_close, loop, channel)
+                    loop.call_soon_threadsafe(_close, loop, connection)
 
     @overload
     async def predict(
@@ -112,32 +112,48 @@ class AsyncClient(Protocol):
         while True:
             tries += 1
             self.check_open()
+            connection = self._connection()
             try:
-                return await getattr(self._stub(), method)(message, timeout=remaining(deadline))
+                return await getattr(connection.stub, method)(message, timeout=remaining(deadline))
             except asyncio.CancelledError as e:
                 if not _cancelled():  # the channel's doing: it cancels its calls when it is closed
                     self.check_open(e)
                 raise
             except Exception as e:  # gRPC has no common class for what it raises when its channel is closed
                 wait = self.retry_after(e, tries, deadline, request)
-            await asyncio.sleep(wait)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(connection.closed.wait(), wait)
 
-    def _stub(self) -> Any:
+    def _connection(self) -> _Connection:
         """This event loop's: a channel of asyncio belongs to the loop that it was made in."""
         loop = asyncio.get_running_loop()
-        if loop not in self._channels:
-            for other in [other for other in list(self._channels) if other.is_closed()]:
-                self._channels.pop(other, None)
+        if loop not in self._connections:
+            for other in [other for other in list(self._connections) if other.is_closed()]:
+                self._connections.pop(other, None)
             if self._credentials is None:
                 channel = grpc.aio.insecure_channel(self.url, self._limits)
             else:
                 channel = grpc.aio.secure_channel(self.url, self._credentials, self._limits)
-            self._channels[loop] = channel, service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        return self._channels[loop][1]
+            self._connections[loop] = _Connection(channel)
+        return self._connections[loop]
 
 
-def _close(loop: asyncio.AbstractEventLoop, channel: grpc.aio.Channel) -> None:
-    loop.create_task(channel.close())
+class _Connection:
+    """A channel of one event loop."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self.closed = asyncio.Event()
+        self._channel = channel
+
+    async def close(self) -> None:
+        """End its calls, and the waits before the next tries."""
+        self.closed.set()
+        await self._channel.close()
+
+
+def _close(loop: asyncio.AbstractEventLoop, connection: _Connection) -> None:
+    loop.create_task(connection.close())
 
 
 def _cancelled() -> bool:

@@ -130,12 +130,15 @@ def test_a_client_closed_meanwhile_is_named_and_does_not_try_again(server, reque
 @pytest.mark.parametrize("server", ["mute", "nowhere"], ids=["under way", "before the next try"])
 async def test_so_is_an_asyncio_client(server, request):
     client = AsyncClient(request.getfixturevalue(server), deadline_s=20, retries=1000)
-    call = asyncio.create_task(client.predict(HISTORY))
-    await asyncio.sleep(0.4)
-    assert not call.done()
+    calls = [asyncio.create_task(client.predict(HISTORY)) for _ in range(8)]
+    await asyncio.sleep(2)  # the waits are 0.5 to 1 s by then, and of eight callers
+    assert not any(call.done() for call in calls)
     await client.close()
-    with pytest.raises(ClosedClientError, match="is closed"):
-        await asyncio.wait_for(call, 2 * LONGEST_BACKOFF_S)
+    ended, under_way = await asyncio.wait(calls, timeout=0.25)
+    assert not under_way
+    for call in ended:
+        with pytest.raises(ClosedClientError, match="is closed"):
+            call.result()
 
 
 async def test_a_caller_that_is_cancelled_is_not_told_of_anything_else(mute):
