@@ -124,10 +124,11 @@ tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into th
 
 # Unit tests share nothing: two processes of one thread each. The rest shares a server, and measures times.
 UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist worksteal
+REST = $(BIN)/python -m pytest tests/integration tests/faults tests/benchmarks
 
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
 	$(UNIT)
-	$(BIN)/python -m pytest tests/integration tests/faults tests/benchmarks
+	$(REST)
 
 test-unit: $(SETUP) ## run the tests that need no server
 	$(UNIT)
@@ -138,11 +139,11 @@ test-nightly: $(SETUP) ## the tests that take long or measure: figures, many rep
 test-faults: $(SETUP) ## bad input, bursts, crashes, reloads, shutdowns: a few minutes of them, against real servers
 	$(BIN)/python -m pytest tests/faults
 
+test-newest: BIN := .venv-newest/bin
 test-newest: ## every test with the newest packages instead of the lock's, in a .venv-newest; what differs, and what broke
 	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install --progress-bar on --upgrade pip --editable '.[test]' --editable ./build
-	@touch .venv-newest/.installed
-	@$(MAKE) VENV=.venv-newest test; broke=$$?; .venv-newest/bin/python -m build.lock compare; exit $$broke
+	$(BIN)/python -m pip install --progress-bar on --upgrade pip --editable '.[test]' --editable ./build
+	@$(UNIT) && $(REST); broke=$$?; $(BIN)/python -m build.lock compare; exit $$broke
 
 soak: $(SETUP) ## good and bad requests at 70 % of capacity for an hour, and what it did to memory and latency [SOAK_S=]
 	@$(BIN)/python -m tests.faults.soak --seconds $(SOAK_S)

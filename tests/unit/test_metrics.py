@@ -97,7 +97,6 @@ def test_many_refusals_are_few_lines_that_say_so(preprocess):
     ("reason", "ids", "responses"),
     [
         ("shape", [[1, 2]], [[1]]),
-        ("shape", np.zeros((0, 3), np.int32), np.zeros((0, 3), np.int32)),
         ("problem_id", [[50]], [[1]]),
         ("problem_id", [[-2]], [[1]]),
         ("response", [[1]], [[2]]),

@@ -18,9 +18,9 @@ from build import ROOT
 
 IMPORT_ALL = """\
 import importlib, pkgutil, ensemble
-names = [module.name for module in pkgutil.iter_modules(ensemble.__path__)]
+names = [module.name for module in pkgutil.walk_packages(ensemble.__path__, "ensemble.")]
 for name in names:
-    importlib.import_module(f"ensemble.{name}")
+    importlib.import_module(name)
 print(ensemble.__file__, *names)
 """
 
@@ -88,7 +88,9 @@ def test_every_module_is_imported_with_that_alone(client: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     path, *names = done.stdout.split()
     assert path == str(client / "ensemble" / "__init__.py")
-    assert set(names) == {file.stem for file in (ROOT / "ensemble").glob("*.py")} - {"__init__"}
+    files = [file.relative_to(ROOT).with_suffix("") for file in (ROOT / "ensemble").rglob("*.py")]
+    modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    assert set(names) == modules - {"ensemble"}
     for absent in ("torch", "onnx", "build"):
         assert "ModuleNotFoundError" in run(client, f"import {absent}", cwd=tmp_path).stderr
 
