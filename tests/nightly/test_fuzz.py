@@ -9,6 +9,7 @@ from tests.unit.reduce.test_fuzz import Fuzz
 ROUNDS, GRAPHS = 10, 200
 
 
+@pytest.mark.timeout(7200)
 def test_no_cut_of_two_thousand_random_models_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     fuzz = Fuzz()
     try:
