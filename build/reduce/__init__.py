@@ -298,22 +298,16 @@ def _normalise(model: ir.Model) -> None:
 
 def _eliminate_identities(model: ir.Model) -> None:
     """Leave out what only renames; but a branch or a body that answers a tensor from outside needs an Identity for that."""
+    answers = [
+        node
+        for node in model.graph.all_nodes()
+        if node.op_type == "Identity" and node.graph is not model.graph and node.outputs[0].is_graph_output()
+    ]
+    for node in answers:
+        node.op_type = "Answer"
     IdentityEliminationPass()(model)
-    for node in list(model.graph.all_nodes()):
-        for attribute in node.attributes.values():
-            if attribute.type != ir.AttributeType.GRAPH:
-                continue
-            inner = attribute.as_graph()
-            for number, value in enumerate(inner.outputs):
-                maker = value.producer()
-                if (maker is None or maker.graph is not inner) and value not in inner.inputs:
-                    kept = ir.node("Identity", [value])
-                    kept.outputs[0].name, kept.outputs[0].type = (
-                        f"{value.name}_of_{node.name or 'branch'}_{number}",
-                        value.type,
-                    )
-                    inner.append(kept)
-                    inner.outputs[number] = kept.outputs[0]
+    for node in answers:
+        node.op_type = "Identity"
 
 
 def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:

@@ -123,6 +123,22 @@ def test_a_branch_that_answers_through_an_identity_is_exact(decided):
     assert not m.answer(m.op("Neg", m.op("If", condition, **branches)))
 
 
+def test_two_branches_may_answer_the_same_tensor_from_outside():
+    """Each through an Identity of its own: without those one tensor would be the answer of two graphs."""
+    m = Model()
+    value = m.op("Abs", m.x)
+    made = []
+    for number in (3, 7):
+        names = f"kept_{number}", f"changed_{number}"
+        then, other = (helper.make_tensor_value_info(name, FLOAT, None) for name in names)
+        branches = {
+            "then_branch": helper.make_graph([helper.make_node("Identity", [value], names[:1])], "then", [], [then]),
+            "else_branch": helper.make_graph([helper.make_node("Relu", [value], names[1:])], "else", [], [other]),
+        }
+        made.append(m.op("If", m.op("Greater", m.rows(), np.array(number)), **branches))
+    assert not m.answer(m.op("Add", *made))
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_the_states_of_an_encoder_have_an_axis_of_their_own(first):
     m = Model(*([STATES] if first else []))
