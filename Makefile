@@ -122,9 +122,10 @@ analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what 
 tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into the spec if it gains [P99_MS= QUICK=1 SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= OUT=]
 	@$(BIN)/python -m build tune $(SWEPT) $(if $(P99_MS),--p99-ms $(P99_MS))
 
-# Unit tests share nothing: two processes of one thread each. The rest shares a server, and measures times.
+# Unit tests share nothing: two processes of one thread each. The rest mostly waits for servers: three processes, a server of
+# their own each, a file in one of them, the longest files first.
 UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist worksteal
-REST = $(BIN)/python -m pytest tests/integration tests/faults tests/benchmarks
+REST = $(BIN)/python -m pytest tests/benchmarks tests/faults tests/integration -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
 	$(UNIT)
