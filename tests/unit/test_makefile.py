@@ -19,17 +19,22 @@ TAKEN = variables.taken(MAKEFILE)
 NAMES = sorted({*re.findall(r"^([A-Z0-9_]+) \?=", MAKEFILE, re.MULTILINE)} - {"PYTHON"})
 
 
-def make(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A dry run, as from a shell of its own."""
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`make`, as from a shell of its own: the tests themselves may be a target's."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", *NAMES)}
     return subprocess.run(
-        ["make", "--dry-run", *words],  # noqa: S607
-        cwd=ROOT,
+        ["make", *words],  # noqa: S607
+        cwd=folder,
         env={**inherited, "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def make(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A dry run here."""
+    return run(ROOT, "--dry-run", *words, **environment)
 
 
 @pytest.mark.parametrize("target", TAKEN)
@@ -77,11 +82,10 @@ def test_a_refused_command_does_nothing(tmp_path: Path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "build" / "artifacts").mkdir()
-    command = ["make", f"PYTHON={sys.executable}", "clean"]
-    refused = subprocess.run([*command, "NETWORK=gru"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    refused = run(tmp_path, "clean", "NETWORK=gru")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert (tmp_path / "build" / "artifacts").is_dir()
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert run(tmp_path, "clean").returncode == 0
     assert not (tmp_path / "build" / "artifacts").exists()
 
 
@@ -94,13 +98,13 @@ def test_clean_keeps_a_spec_that_somebody_changed(tmp_path: Path, monkeypatch: p
     (derived[1].parent / "models").mkdir()
     (derived[1].parent / "checkpoint.pt").write_text("built")
     (tmp_path / "build" / "artifacts" / "link").symlink_to(tmp_path)
-    done = subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S607
+    done = run(tmp_path, "clean")
     assert f"kept: {derived[1].relative_to(tmp_path)}" in done.stdout
     assert [path for path in (tmp_path / "build").rglob("*") if path.is_file()] == [derived[1]]
     assert derived[1].read_text() == changed
     assert (tmp_path / "Makefile").is_file()
     derived[1].unlink()
-    subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, check=True)  # noqa: S607
+    assert run(tmp_path, "clean").returncode == 0
     assert not (tmp_path / "build" / "artifacts").exists()
 
 

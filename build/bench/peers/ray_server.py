@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import socket
-import threading
+import sys
 from pathlib import Path
 
 # Read when Ray is imported. The first is Ray's name for: one machine, so every port on loopback.
@@ -76,15 +76,16 @@ def main() -> None:
         os.environ["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(given.port + 1)
         os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
     ray.init(include_dashboard=False)
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    serve.start(http_options={"host": LOOPBACK, "port": port})
-    # Ray hands a replica 5 requests at a time unless told otherwise, and no batch would be larger.
-    app = KnowledgeTracing.options(max_ongoing_requests=2 * given.max_batch_size).bind(given)
-    serve.run(app, route_prefix="/predict", logging_config=LoggingConfig(enable_access_log=False))
-    stopped.wait()
-    serve.shutdown()
-    ray.shutdown()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        serve.start(http_options={"host": LOOPBACK, "port": port})
+        # Ray hands a replica 5 requests at a time unless told otherwise, and no batch would be larger.
+        app = KnowledgeTracing.options(max_ongoing_requests=2 * given.max_batch_size).bind(given)
+        serve.run(app, route_prefix="/predict", logging_config=LoggingConfig(enable_access_log=False))
+        signal.pause()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def _free_port() -> int:
