@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 import uuid
@@ -83,7 +84,7 @@ class SharedMemory:
             return
         try:
             for purpose, size in (("requests", self._room), ("answers", self._end)):
-                self._register(stub, f"lastrow_{purpose}_{uuid.uuid4().hex}", size, deadline)
+                self._register(stub, f"lastrow_{os.getpid()}_{purpose}_{uuid.uuid4().hex}", size, deadline)
         except BaseException:
             self._retire()
             raise

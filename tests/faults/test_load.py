@@ -191,7 +191,7 @@ def test_callers_that_give_up_leave_nothing_behind(served: Served, known: Known,
         still_answers(server, served.spec, known)
         growth = resident(server) - memory
         print(f"resident memory grew by {growth:.1f} MB")
-        wait_until(lambda: regions() == before, 5, "no shared memory of theirs")
+        wait_until(lambda: regions() <= before, 5, "no shared memory of theirs")
         assert growth < GROWTH_MB
 
 

@@ -41,7 +41,7 @@ def test_a_client_goes_on_when_its_server_does(opened: Supervised, served: Serve
         np.testing.assert_array_equal(local.predict(learner(20)).probabilities, expected)
         os.kill(opened.server().pid, signal.SIGKILL)
         np.testing.assert_array_equal(local.predict(learner(20)).probabilities, expected)
-    assert {name for name in regions() - before if name.startswith("lastrow_")} == set()
+    assert {name for name in regions() - before if name.startswith(f"lastrow_{os.getpid()}_")} == set()
 
 
 def test_a_server_that_halts_holds_nobody_longer_than_the_deadline(opened: Supervised, served: Served):

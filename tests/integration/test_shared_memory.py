@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,8 @@ def registered(served: Served) -> set[str]:
 
 
 def files() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir() if "lastrow" in path.name}  # noqa: S108
+    """Of the clients of this process."""
+    return {path.name for path in Path("/dev/shm").glob(f"lastrow_{os.getpid()}_*")}  # noqa: S108
 
 
 @pytest.mark.parametrize("next_problems", [False, True])
@@ -36,6 +38,20 @@ def test_the_answers_are_the_same(served: Served, client: Client, next_problems:
             for mine, theirs in zip(answered, expected, strict=True):
                 np.testing.assert_array_equal(mine.probabilities, theirs.probabilities)
                 np.testing.assert_array_equal(mine.next_problem_ids, theirs.next_problem_ids)
+
+
+def test_the_tensors_do_not_cross_the_wire(served: Served, monkeypatch: pytest.MonkeyPatch):
+    with Client(served.server.grpc_url, spec=served.spec, shared_memory=True) as local:
+        ask, sizes = local._stub.ModelInfer, []
+
+        def measured(message, **options):
+            answer = ask(message, **options)
+            sizes.append(message.ByteSize() + answer.ByteSize())
+            return answer
+
+        monkeypatch.setattr(local._stub, "ModelInfer", measured)
+        local.predict([learner(512)])
+    assert 0 < max(sizes) < 2000
 
 
 def test_an_answer_outlives_the_next_one(served: Served):
