@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tomlkit
 import torch
+from filelock import FileLock
 
 from build import ROOT, checkpoint, repository
 from build.network import Network, Recurrent, create
@@ -175,14 +176,23 @@ def answer_of(model: Network, history: History, window: int) -> np.ndarray:
         return probabilities(model.last(zero, zero, torch.zeros(1, dtype=torch.int32))[0].numpy())
 
 
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run's, which its processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session")
 def served(spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("served")
+    """Built once, whoever of several processes is the first; each has a server of its own."""
+    folder, own = shared(tmp_path_factory) / "served", tmp_path_factory.mktemp("server")
     model = untrained(spec)
-    checkpoint.save(model, folder / "model.pt")
-    built = repository.build(spec, folder / "model.pt", folder / "models")
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            checkpoint.save(model, folder / "model.pt")
+        built = repository.build(spec, folder / "model.pt", folder / "models")
     arguments = find().client_shared_memory()  # some tests' clients are on its host
-    with Server(built.folder, arguments=arguments, log=folder / "server.log") as server:
+    with Server(built.folder, arguments=arguments, log=own / "server.log") as server:
         yield Served(spec, model, folder / "model.pt", built.folder, server)
 
 
