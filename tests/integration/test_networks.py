@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_requests_of_one_width_share_a_batch(spec, tmp_path):
         grpcclient.InferenceServerClient(server.grpc_url) as plain,
     ):
         list(pool.map(client.predict, [learner(n, problems=PROBLEMS) for n in (1, 2, 3, 4, 5, 6, 7, 8)]))
+        time.sleep(0.5)  # Triton counts a moment after it has answered
         (statistics,) = plain.get_inference_statistics("core", as_json=True)["model_stats"]
     assert max(int(batch["batch_size"]) for batch in statistics["batch_stats"]) >= 4
 
