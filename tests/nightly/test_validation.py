@@ -34,8 +34,8 @@ def check(problem_ids, *others):
     "postprocess": """
 import os
 CHECKED = damage
-def damage(logits):
-    return None if os.path.exists({switch!r}) else CHECKED(logits)
+def damage(*logits):
+    return None if os.path.exists({switch!r}) else CHECKED(*logits)
 """,
 }
 
