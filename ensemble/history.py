@@ -168,7 +168,7 @@ def _learners(rows: csv.DictReader[str], name: str, number: Number) -> dict[str,
     learners: dict[str, tuple[list[int], list[int]]] = {}
     for row in rows:
         if None in row:
-            cells = len(header) + len(row[None])  # type: ignore[call-overload]  # DictReader's name for what is too much
+            cells = len(header) + len(row[None])  # DictReader's name for what is too much
             raise HistoryError(f"{name}, line {rows.line_num}: {cells} cells under a header of {len(header)}")
         learner = row["learner"] if "learner" in header else "0"
         if not learner:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from build.reduce import Declared
+from build.reduce import Declared, Select
 from tests.unit.reduce.composition import BATCH, IDS, TIME, Example, Given, Options
 from tests.unit.reduce.test_fuzz import examine
 
@@ -259,7 +259,7 @@ class Case:
     make: type[nn.Module]
     given: tuple[Given, ...]
     refusal: str = ""
-    select: str = "last"
+    select: Select = "last"
     time_axis: int = 1
     declared: Declared = field(default_factory=Declared)
     output: str = "answer"
@@ -336,7 +336,7 @@ def exported(make: type[nn.Module], given: tuple[Given, ...]) -> ir.Model:
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_a_model_that_people_serve_is_cut_exactly_or_told_what_to_change(case):
-    options = Options(case.select, case.time_axis, case.output, LONGEST, case.declared)  # type: ignore[arg-type]
+    options = Options(case.select, case.time_axis, case.output, LONGEST, case.declared)
     refusal = examine(Example(exported(case.make, case.given), case.given, options, False, frozenset()))
     if case.refusal:
         assert re.search(case.refusal, refusal), refusal or "it is written"

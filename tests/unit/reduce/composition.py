@@ -24,6 +24,7 @@ from tests.unit.reduce.test_differential import BLOCKS, NEVER, POSITIONS, Maker,
 
 Array = np.ndarray
 Layer = Callable[["Composition", Tensor], Tensor]
+Role = Literal["ids", "values", "length", "mask"]
 FLOAT16 = onnx.TensorProto.FLOAT16
 
 IDS = 11  # numbers that an input of them may hold: 0 to 10
@@ -38,7 +39,7 @@ class Given:
     """An input: what it holds, and by the names of its axes how much; ids are below `below`."""
 
     name: str
-    role: Literal["ids", "values", "length", "mask"]
+    role: Role
     axes: tuple[str | int, ...]
     dtype: type
     below: int = IDS
@@ -90,15 +91,15 @@ class Composition(Maker):
         self.given: dict[str, Given] = {}
         self.marks: set[int] = set()
         self.half = False
-        self.time_axis = int(self.choose(1, 1, 1, 0, 2, label="time axis"))
+        self.time_axis = self.choose(1, 1, 1, 0, 2, label="time axis")
         self._made: dict[str, str] = {}
 
-    def take(self, name: str, role: str, *axes: str | int, dtype: type) -> str:
+    def take(self, name: str, role: Role, *axes: str | int, dtype: type) -> str:
         """An input, which there is once."""
         if name not in self.given:
             if self.time_axis == 0 and axes[:2] == (BATCH, TIME):
                 axes = (TIME, BATCH, *axes[2:])
-            self.given[name] = Given(name, role, axes, dtype)  # type: ignore[arg-type]
+            self.given[name] = Given(name, role, axes, dtype)
             self.input(name, *axes, dtype=dtype)
         return name
 
@@ -115,7 +116,7 @@ class Composition(Maker):
     def ids(self) -> str:
         """INT64 or INT32 [batch, time]."""
         dtype = self.given["ids"].dtype if "ids" in self.given else self.choose(np.int64, np.int32, label="ids")
-        return self.once("ids", lambda: self.learners_first(self.take("ids", "ids", BATCH, TIME, dtype=dtype), 2))  # type: ignore[arg-type]
+        return self.once("ids", lambda: self.learners_first(self.take("ids", "ids", BATCH, TIME, dtype=dtype), 2))
 
     def features(self) -> str:
         """FLOAT [batch, time, 3]."""
@@ -493,8 +494,8 @@ class Example:
 def compose(data: st.DataObject) -> Example:
     """Draw a model and the options to reduce it with."""
     m = Composition(data)
-    starts = [("ids", "features"), ("features",), ("ids",), ("static", "ids")]
-    for name in m.choose(*starts, label="inputs"):  # type: ignore[attr-defined]
+    starts: list[tuple[str, ...]] = [("ids", "features"), ("features",), ("ids",), ("static", "ids")]
+    for name in m.choose(*starts, label="inputs"):
         if name == "static":
             m.static()
             continue
@@ -507,10 +508,10 @@ def compose(data: st.DataObject) -> Example:
     answers = [m.pool[-1], *([m.earlier()] if m.flag("second output") else [])]
     names = []
     for name, width in answers:
-        made = m.op("MatMul", name, m.weight(width, 3)) if m.flag("head") else m.op("Identity", name)
+        answer = m.op("MatMul", name, m.weight(width, 3)) if m.flag("head") else m.op("Identity", name)
         if m.time_axis != 1:
-            made = m.op("Transpose", made, perm=[1, 0, 2] if m.time_axis == 0 else [0, 2, 1])
-        names.append(made)
+            answer = m.op("Transpose", answer, perm=[1, 0, 2] if m.time_axis == 0 else [0, 2, 1])
+        names.append(answer)
     half = m.number(0, 5, "half output") == 5
     m.half |= half
     names = [m.op("Cast", name, to=FLOAT16) for name in names] if half else names
@@ -522,10 +523,10 @@ def compose(data: st.DataObject) -> Example:
         masks=frozenset(each.name for each in every if each.role == "mask") if said else frozenset(),
     )
     options = Options(
-        select=m.choose(*SELECTS, "last", "last", "row", label="select"),  # type: ignore[arg-type]
+        select=m.choose(*SELECTS, "last", "last", "row", label="select"),
         time_axis=m.time_axis,
-        output=str(m.choose(*names, label="output")),
-        window=int(m.choose(*WINDOWS, label="window")),  # type: ignore[call-overload]
+        output=m.choose(*names, label="output"),
+        window=m.choose(*WINDOWS, label="window"),
         declared=declared,
     )
     model = m.model(*names, dtype=np.float16 if half else np.float32)

@@ -6,6 +6,8 @@ import doctest
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -55,11 +57,11 @@ class Model(Graph):
         )
         return self.op("Transpose", self.op("Squeeze", every, [1]), perm=[1, 0, 2])
 
-    def answer(self, value: str, given: tuple[Given, ...] = (IDS,), half: bool = False, **how: object) -> str:
+    def answer(self, value: str, given: tuple[Given, ...] = (IDS,), half: bool = False, **how: Any) -> str:
         """What becomes of the model that answers this: a refusal, or nothing where its cut was written and is right."""
-        options = {"select": "last", "time_axis": 1, "output": value, "window": 64, "declared": Declared(), **how}
+        options = replace(Options("last", 1, value, 64, Declared()), **how)
         model = self.model(value, dtype=np.float16 if half else np.float32)
-        return examine(Example(model, given, Options(**options), half, frozenset({40, 17})))  # type: ignore[arg-type]
+        return examine(Example(model, given, options, half, frozenset({40, 17})))
 
 
 def test_a_size_that_depends_on_what_an_input_holds_is_none_of_batch_and_time():

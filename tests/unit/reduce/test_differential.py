@@ -6,6 +6,7 @@ Every block makes [batch, time, width] of tensors of that form, so that any bloc
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.unit.reduce.graphs import BOOL, FLOAT, SELECTS, Graph, check
 
+T = TypeVar("T")
 Tensor = tuple[str, int]  # name and width
 Block = Callable[["Maker", Tensor], Tensor]
 
@@ -30,7 +32,7 @@ class Maker(Graph):
         self.pool: list[Tensor] = []
         self.first = ""  # the input, whose sizes everything has
 
-    def choose(self, *options: object, label: str = "") -> object:
+    def choose(self, *options: T, label: str = "") -> T:
         return self.data.draw(st.sampled_from(options), label=label)
 
     def number(self, low: int, high: int, label: str = "") -> int:
