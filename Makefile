@@ -1,6 +1,6 @@
 # Every target sets up what it needs. The variables below go to the commands as they are:
 #   make repo SPEC=my.toml CHECKPOINT=my.pt OUT=my-models
-# Which target takes which stands in its line of help, and nowhere else: build/variables.py refuses all others by it.
+# Which target takes which stands in its line of help, and nowhere else: build/make/variables.py refuses all others by it.
 PYTHON ?= python3
 SPEC ?=
 CHECKPOINT ?=
@@ -48,7 +48,7 @@ OWN := $(if $(FACTORY),--factory '$(FACTORY)') $(if $(DEVICE),--device '$(DEVICE
 .DEFAULT_GOAL := help
 override GOALS := $(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))
 override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
+override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/make/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
 .PHONY: help setup lock demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults \
 	test-nightly test-newest soak carry lint lint-config clean
@@ -59,12 +59,12 @@ help: ## list every target
 
 setup: $(SETUP) ## make .venv with everything installed [PYTHON=of every target]
 # What the lock pins comes by checksum; pip and the build backend, which install the project itself, are among it. Which of
-# PyTorch's two builds belongs to this machine, build/lock.py says. The commands come last and alone: a .venv in which they were
+# PyTorch's two builds belongs to this machine, build/make/lock.py says. The commands come last and alone: a .venv in which they were
 # still the project's own loses them with the old project.
 $(SETUP): pyproject.toml build/pyproject.toml $(wildcard requirements*.lock)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on --require-hashes -r requirements.lock
-	torch=$$($(BIN)/python -m build.lock torch) && $(BIN)/python -m pip install --progress-bar on --require-hashes -r $$torch
+	torch=$$($(BIN)/python -m build.make.lock torch) && $(BIN)/python -m pip install --progress-bar on --require-hashes -r $$torch
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable ./build
 	@touch $(SETUP)
@@ -73,7 +73,7 @@ lock: ## resolve anew what pyproject.toml asks for, and write the lock: version 
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade 'pip>=25.1' # the first that reads dependency groups
 	.venv-lock/bin/python -m pip install --quiet --upgrade --group lock
-	.venv-lock/bin/python -m build.lock write .venv-lock/bin/uv
+	.venv-lock/bin/python -m build.make.lock write .venv-lock/bin/uv
 
 demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [SPEC= CHECKPOINT= OUT= DATA=of real learners LEARNERS= NETWORK= DEVICE=]
 	@$(BIN)/python -m build demo $(TARGET) $(if $(DEVICE),--device '$(DEVICE)')
@@ -144,7 +144,7 @@ test-newest: BIN := .venv-newest/bin
 test-newest: ## every test with the newest packages instead of the lock's, in a .venv-newest; what differs, and what broke
 	$(PYTHON) -m venv --clear .venv-newest
 	$(BIN)/python -m pip install --progress-bar on --upgrade pip --editable '.[test]' --editable ./build
-	@$(UNIT) && $(REST); broke=$$?; $(BIN)/python -m build.lock compare; exit $$broke
+	@$(UNIT) && $(REST); broke=$$?; $(BIN)/python -m build.make.lock compare; exit $$broke
 
 soak: $(SETUP) ## good and bad requests at 70 % of capacity for an hour, and what it did to memory and latency [SOAK_S=]
 	@$(BIN)/python -m tests.faults.soak --seconds $(SOAK_S)

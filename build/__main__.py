@@ -12,8 +12,8 @@ import typer
 
 from build import ARTIFACTS, ROOT
 from build.progress import answers, bar, board, console
-from build.workspace import Workspace, open_workspace
-from ensemble import endpoints
+from build.repository.workspace import Workspace, open_workspace
+from build.server import endpoints
 from ensemble.command import run
 from ensemble.errors import LastrowError
 from ensemble.lint import lint
@@ -21,7 +21,9 @@ from ensemble.spec import DEFAULT_SPEC
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-SpecFile = Annotated[Path | None, typer.Option("--spec", help="The spec [default: ensemble/spec.toml]")]
+SpecFile = Annotated[
+    Path | None, typer.Option("--spec", help="The spec [default: ensemble/presets/knowledge_tracing.toml]")
+]
 CheckpointFile = Annotated[
     Path | None,
     typer.Option("--checkpoint", help="A state_dict [default: the reference model, trained if it is not there]"),
@@ -116,8 +118,8 @@ def reduce(
     explain: Annotated[bool, typer.Option("--explain", help="Show the graph from its output to the selection")] = False,
 ) -> None:
     """Take the wanted row of any ONNX model as early as its graph allows, and check that it is the same row."""
-    from build.reduce import Declared
-    from build.reduction import reduce_file, show
+    from build.core.reduce import Declared
+    from build.core.reduction import reduce_file, show
 
     declared = Declared.parse(ranges or (), lengths or (), masks or ())
     with bar("reduce") as update:
@@ -164,8 +166,8 @@ def serve(
 ) -> None:
     """Build the repository if need be and serve it until Ctrl-C; start again whatever of it dies."""
     from build import server
-    from build.certificate import Files, make
-    from build.supervisor import Ports, Supervisor
+    from build.server.certificate import Files, make
+    from build.server.supervisor import Ports, Supervisor
 
     workspace = open_workspace(spec, checkpoint, out, data, learners, network, factory, device)
     ports = Ports(http_port, grpc_port, metrics_port, address, server.LOOPBACK if tls else address)
@@ -200,7 +202,7 @@ def carry(
     ] = None,
 ) -> None:
     """Pack all that the ladder needs for a machine with PyTorch and no network; there: python3 FOLDER/carry.py TARGET."""
-    from build import carry as carrying
+    from build.make import carry as carrying
 
     with bar("pack"):
         try:
@@ -216,7 +218,7 @@ def carry(
 @app.command("audit")
 def audit_packages() -> None:
     """Look the installed packages up among known vulnerabilities. Exit code 1 where one is vulnerable."""
-    from build.audit import audit
+    from build.make.audit import audit
 
     with bar("audit"):
         found = audit()
@@ -227,7 +229,9 @@ def audit_packages() -> None:
     elif found.left_out:
         console.print(f"not audited, since nobody publishes advisories of these: {', '.join(found.left_out)}")
     if found.vulnerable:
-        raise LastrowError(f"{len(found.vulnerable)} known vulnerabilities; update, or accept one in build/audit.py")
+        raise LastrowError(
+            f"{len(found.vulnerable)} known vulnerabilities; update, or accept one in build/make/audit.py"
+        )
 
 
 @app.command()
@@ -241,9 +245,9 @@ def demo(
     device: Device = None,
 ) -> None:
     """Build everything, serve it, ask for several learners, compare with PyTorch, and stop."""
-    from build import checkpoint as checkpoints
-    from build.demo import demonstrate, pick
-    from build.training import split
+    from build.commands.demo import demonstrate, pick
+    from build.model import checkpoint as checkpoints
+    from build.model.training import split
 
     workspace = open_workspace(spec, checkpoint, out, data, learners, network, device=device)
     _repo(workspace)
@@ -272,10 +276,10 @@ def evaluate(
     ] = 4000,
 ) -> None:
     """Train on all folds but the last, predict the last one offline and through the server, and compare."""
-    from build import checkpoint as checkpoints
-    from build import evaluation
+    from build.model import checkpoint as checkpoints
+    from build.model import evaluation
+    from build.model.training import split
     from build.server import Server
-    from build.training import split
     from ensemble.client import Client
 
     done, curves = [], {}
@@ -312,8 +316,8 @@ def precision(
     sample: Annotated[int, typer.Option("--sample", min=100, help="Predictions, drawn at random")] = 4000,
 ) -> None:
     """What a lower precision costs: AUC of the core in float32, float16 and int8 on learners that the model has not seen."""
-    from build.precision import cost
-    from build.training import split
+    from build.core.precision import cost
+    from build.model.training import split
 
     workspace = open_workspace(spec, checkpoint, None, data, learners, network)
     if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
@@ -353,8 +357,8 @@ def bench(
     publish: Annotated[bool, typer.Option("--publish", help="Write picture and table into the repository")] = False,
 ) -> None:
     """Climb from the naive deployment to this one on this machine, and show where each millisecond goes."""
-    from build.bench import ladder, report
-    from build.bench.rung import select
+    from build.bench.ladder import ladder, report
+    from build.bench.ladder.rung import select
 
     chosen = select(rungs)
     if device not in (None, "cpu", "gpu"):
@@ -394,8 +398,9 @@ def bench_peers(
     publish: Annotated[bool, typer.Option("--publish", help="Write the table into the repository")] = False,
 ) -> None:
     """Serve the same core by LitServe, BentoML, Ray Serve, FastAPI and PyTriton, and compare under the same load."""
-    from build import repository
-    from build.bench import ladder, peer
+    from build.bench.ladder import ladder
+    from build.bench.peers import peer
+    from build.repository import assembly as repository
 
     workspace = open_workspace(spec, checkpoint)
     if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
@@ -469,16 +474,16 @@ def tune(
 
 
 def _publish(name: str, text: str) -> None:
-    from build.bench.report import published
+    from build.bench.ladder.report import published
 
     readme = ROOT / "README.md"
     readme.write_text(published(readme.read_text(encoding="utf-8"), name, text), encoding="utf-8")
 
 
 def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:
-    from build import checkpoint as checkpoints
-    from build.training import split
-    from build.training import train as train_model
+    from build.model import checkpoint as checkpoints
+    from build.model.training import split
+    from build.model.training import train as train_model
 
     with bar("read learners" if workspace.data else "simulate learners"):
         training, test = split(workspace.folds())
@@ -493,7 +498,7 @@ def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:
 
 
 def _repo(workspace: Workspace) -> None:
-    from build import repository
+    from build.repository import assembly as repository
 
     if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
         _train(workspace)

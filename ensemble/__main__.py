@@ -16,10 +16,10 @@ from rich.table import Table
 from ensemble.client import DEFAULT_URL, Client, Prediction, Tls
 from ensemble.command import run
 from ensemble.errors import LastrowError
-from ensemble.history import History, decode, read, read_text
+from ensemble.learners.history import History, decode, read, read_text
+from ensemble.learners.vocabulary import Vocabulary
 from ensemble.lint import lint as lint_repository
 from ensemble.spec import DEFAULT_SPEC, Spec
-from ensemble.vocabulary import Vocabulary
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -15,7 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEFAULT_SPEC = Path(__file__).with_name("spec.toml")
+DEFAULT_SPEC = Path(__file__).with_name("presets") / "knowledge_tracing.toml"
 
 Dim = Annotated[int, Field(ge=-1)] | Literal["problems", "window", "next"]
 Count = Annotated[int, Field(ge=1)]

@@ -21,12 +21,14 @@ import tomlkit
 import torch
 from filelock import FileLock
 
-from build import ROOT, checkpoint, repository
-from build.network import Network, Recurrent, create
-from build.parity import probabilities
+from build import ROOT
+from build.core.parity import probabilities
+from build.model import checkpoint
+from build.model.network import Network, Recurrent, create
+from build.repository import assembly as repository
 from build.server import Server, find, reaper
 from ensemble.client import Client
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import DEFAULT_SPEC, RecurrentNetwork, Spec, TransformerNetwork
 from tests import exports
 
@@ -149,7 +151,7 @@ def postprocess() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def onnxruntime_backend() -> ModuleType:
-    return load_module(ROOT / "build" / "backends" / "onnxruntime" / "model.py")
+    return load_module(ROOT / "build" / "server" / "backends" / "onnxruntime" / "model.py")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from build.analyzer import page, profile, result, sweep, tuning
 from build.analyzer.profile import CORE_SWEEP, ENSEMBLE_SWEEP, SEED_DELAY_US, Endpoints, Part, Profile
 from build.analyzer.result import Point, Setting
 from build.analyzer.sweep import Sweep, SweepError
-from build.bench import contest, ladder, machine
+from build.bench import contest, machine
 from build.bench.contest import Contender
+from build.bench.ladder import ladder
 from build.progress import answers, bar, console
-from build.workspace import Workspace, named
-from ensemble import config
+from build.repository import config
+from build.repository.workspace import Workspace, named
 from ensemble.spec import Spec
 
 BEST_ROUNDS, BEST_TURN_S = 3, 0.6

@@ -14,8 +14,9 @@ import jinja2
 from build.analyzer import result
 from build.analyzer.profile import SEED_DELAY_US
 from build.analyzer.result import Point, Setting
-from build.bench import machine, report
-from ensemble import config
+from build.bench import machine
+from build.bench.ladder import report
+from build.repository import config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

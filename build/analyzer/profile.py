@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import jinja2
 
-from build import ROOT, manifest
+from build import ROOT
 from build.bench.caller import windows
+from build.model.simulation import simulate
 from build.progress import console
-from build.simulation import simulate
-from ensemble import config
-from ensemble.history import History
+from build.repository import config, manifest
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 
 CONFIGS = ROOT / "analyzer_configs"

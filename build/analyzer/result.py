@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build.analyzer.profile import Part
 from build.analyzer.sweep import Sweep, SweepError
-from ensemble import config
+from build.repository import config
 from ensemble.spec import Spec
 
 # The columns by Model Analyzer's headers; times are in milliseconds.

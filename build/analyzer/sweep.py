@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from build import perf_analyzer, server
+from build import server
+from build.analyzer import perf_analyzer
 from build.analyzer import profile as profiles
 from build.analyzer.profile import Endpoints, Paths, Profile
 from build.server import reaper

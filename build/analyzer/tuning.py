@@ -9,11 +9,11 @@ from typing import Any
 
 import tomlkit
 
-from build import repository
 from build.analyzer.result import Setting
 from build.bench import contest, machine
 from build.bench.contest import Contender
-from build.workspace import Workspace
+from build.repository import assembly as repository
+from build.repository.workspace import Workspace
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 

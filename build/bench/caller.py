@@ -13,13 +13,13 @@ import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from tritonclient.utils import triton_to_np_dtype
 
-from build.bench.rung import NAIVE, Rung
-from build.parity import open_core, probabilities
+from build.bench.ladder.rung import NAIVE, Rung
+from build.core.parity import open_core, probabilities
+from build.repository import config
 from build.server import Server
-from ensemble import config
 from ensemble.client import Client
 from ensemble.errors import ServingError
-from ensemble.history import History, pad
+from ensemble.learners.history import History, pad
 from ensemble.spec import Spec, Tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of Triton's HTTP protocol: where JSON ends and tensors begin

@@ -13,7 +13,7 @@ import tritonclient.grpc as grpcclient
 from build.bench import load, machine, statistic
 from build.bench.caller import Caller
 from build.server import Server
-from ensemble.history import History
+from ensemble.learners.history import History
 
 AWAKE = 3  # calls that a server which has just been woken answers before it is timed
 

@@ -15,12 +15,12 @@ import tritonclient.grpc as grpcclient
 from build.bench import load, statistic
 from build.bench.caller import EnsembleClient, answers_of
 from build.bench.cell import Cell
-from build.bench.rung import Variant, build
-from build.parity import tolerance
+from build.bench.ladder.rung import Variant, build
+from build.core.parity import tolerance
+from build.repository import config
 from build.server import Server
-from ensemble import config
 from ensemble.errors import LastrowError
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 
 BUSY = 16  # callers that throughput is measured with

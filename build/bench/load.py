@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from build.bench.caller import Caller
-from ensemble.history import History
+from ensemble.learners.history import History
 
 
 @dataclass(frozen=True)

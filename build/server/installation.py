@@ -1,6 +1,6 @@
 """The tritonserver that serves a repository: the one on the PATH, else the one inside the nvidia-pytriton wheel.
 
-That wheel has tritonserver and its Python backend but no ONNX Runtime backend; `build/backends` supplies one. Its parts
+That wheel has tritonserver and its Python backend but no ONNX Runtime backend; `build/server/backends` has one. Its parts
 are put together once, in a folder of their own, because Triton wants the Python stub beside its backend library.
 """
 
@@ -149,7 +149,7 @@ def _backends(server: Path, stub: Path) -> Path:
         "python/libtriton_python.so": server / "backends" / "python" / "libtriton_python.so",
         "python/triton_python_backend_utils.py": server / "backends" / "python" / "triton_python_backend_utils.py",
         f"python/{STUB}": stub,
-        "onnxruntime/model.py": ROOT / "build" / "backends" / "onnxruntime" / "model.py",
+        "onnxruntime/model.py": ROOT / "build" / "server" / "backends" / "onnxruntime" / "model.py",
     }
     digest = hashlib.sha256()
     for name, source in parts.items():

@@ -12,7 +12,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, remaining
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 
 

@@ -32,7 +32,7 @@ from ensemble.errors import (
     ServingError,
     UnavailableError,
 )
-from ensemble.history import PADDING, History, pad
+from ensemble.learners.history import PADDING, History, pad
 from ensemble.spec import Spec, Tensor
 
 Message, Answer = service_pb2.ModelInferRequest, service_pb2.ModelInferResponse

@@ -12,9 +12,9 @@ import pytest
 import tomlkit
 import torch
 
-from build.bench import ladder, report, rung
-from build.export import export
-from build.workspace import Workspace, open_workspace
+from build.bench.ladder import ladder, report, rung
+from build.core.export import export
+from build.repository.workspace import Workspace, open_workspace
 from ensemble.spec import Spec
 from tests.conftest import SMALL_INT8_TOLERANCE, resized, untrained
 

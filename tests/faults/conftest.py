@@ -19,7 +19,7 @@ import pytest
 
 from build import ROOT
 from build.server import Server, free_ports, reaper
-from ensemble.history import History
+from ensemble.learners.history import History
 from tests.conftest import Served, learner
 from tests.faults.traffic import Known
 

@@ -18,13 +18,15 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from build import ARTIFACTS, checkpoint, repository
+from build import ARTIFACTS
 from build.bench import machine
+from build.model import checkpoint
 from build.progress import bar, console
+from build.repository import assembly as repository
 from build.server import Server
 from ensemble.command import end_on_signals
 from ensemble.errors import LastrowError
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 from tests.conftest import learner, untrained
 from tests.faults.traffic import Known, Outcome, Traffic

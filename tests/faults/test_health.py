@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from build import ROOT, repository
-from build.bench import rung
+from build import ROOT
+from build.bench.ladder import rung
+from build.repository import assembly as repository
 from build.server import Server, free_ports
 from tests.conftest import Served
 
-SCRIPT = ROOT / "build" / "container" / "health.py"
+SCRIPT = ROOT / "build" / "deploy" / "container" / "health.py"
 CHECKS = 5  # each of them has to see it
 
 

@@ -22,8 +22,7 @@ import tritonclient.grpc as grpcclient
 from onnx import numpy_helper
 from tritonclient.utils import InferenceServerException
 
-from build import supervisor
-from build.server import Processes, Server, ServerError, free_ports, loopback, reaper
+from build.server import Processes, Server, ServerError, free_ports, loopback, reaper, supervisor
 from ensemble.client import STOPPING, Client
 from ensemble.errors import ServingError
 from tests.conftest import Served, learner
@@ -115,7 +114,7 @@ def test_what_does_not_come_back_is_given_up(copy, tmp_path: Path):
 import sys
 from pathlib import Path
 from build.server import ServerError
-from build.supervisor import Ports, Supervisor
+from build.server.supervisor import Ports, Supervisor
 try:
     Supervisor(Path({str(folder)!r}), "knowledge_tracing", Ports({http}, {grpc}, {metrics})).run()
 except ServerError as e:

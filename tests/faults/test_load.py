@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from build import repository
-from build.bench import rung
+from build.bench.ladder import rung
+from build.repository import assembly as repository
 from build.server import Server, find
 from ensemble.client import AsyncClient, Client
 from ensemble.errors import DeadlineExceededError
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 from tests.conftest import Served, learner
 from tests.faults.conftest import regions, still_answers, wait_until

@@ -16,12 +16,13 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from build import checkpoint, repository
+from build.model import checkpoint
+from build.repository import assembly as repository
+from build.repository import config
 from build.server import Server
-from ensemble import config
 from ensemble.client import AsyncClient, Client, Prediction
 from ensemble.errors import ServingError
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 from tests.conftest import Served, learner, resized, untrained
 from tests.faults import conftest

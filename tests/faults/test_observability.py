@@ -21,13 +21,12 @@ import yaml
 from tritonclient.utils import InferenceServerException
 
 from build import ROOT
-from build.server import Server
-from ensemble import endpoints
+from build.server import Server, endpoints
 from ensemble.client import Client
 from tests.conftest import Served, learner
 from tests.faults.conftest import wait_until
 
-MONITORING = ROOT / "build" / "monitoring"
+MONITORING = ROOT / "build" / "deploy" / "monitoring"
 PUBLISHED_AFTER_S, PUBLISHED_WITHIN_S = 1.5, 3.0  # the step hands its numbers over once a second
 FUNCTIONS = {"sum", "by", "rate", "histogram_quantile", "absent", "and", "or", "unless", "le"}
 SECONDS_OF_REFUSALS, LINES_A_SECOND = 3, 5

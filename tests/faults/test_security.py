@@ -20,10 +20,9 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from build import certificate
-from build.server import PORTS, free_ports, loopback
+from build.server import PORTS, certificate, free_ports, loopback
+from build.server.endpoints import ADMIN_HEADER, ADMIN_KEY
 from ensemble.client import Client, Tls
-from ensemble.endpoints import ADMIN_HEADER, ADMIN_KEY
 from ensemble.errors import ServingError, UnavailableError
 from tests.conftest import Served
 from tests.faults.conftest import Supervised, supervised, wait_until

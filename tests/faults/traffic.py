@@ -14,7 +14,7 @@ import numpy as np
 
 from ensemble.client import AsyncClient, Client
 from ensemble.errors import ServingError
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 
 PAUSE_S = 0.02  # after a refusal, as a client's back-off would

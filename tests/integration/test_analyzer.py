@@ -17,11 +17,12 @@ import psutil
 import pytest
 import tomlkit
 
-from build import ARTIFACTS, ROOT, perf_analyzer, repository
-from build.analyzer import analysis, profile, result, sweep
+from build import ARTIFACTS, ROOT
+from build.analyzer import analysis, perf_analyzer, profile, result, sweep
 from build.analyzer.result import Setting
+from build.repository import assembly as repository
+from build.repository.workspace import Workspace
 from build.server import reaper
-from build.workspace import Workspace
 from ensemble.spec import Spec
 from tests.conftest import Served, small_document
 

@@ -15,12 +15,12 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from build import repository
-from build.parity import batches, windows
+from build.core.parity import batches, windows
+from build.repository import assembly as repository
 from build.server import Server
 from ensemble.client import AsyncClient, Client
 from ensemble.errors import ClosedClientError, DeadlineExceededError, InvalidRequestError, UnavailableError
-from ensemble.history import History, pad
+from ensemble.learners.history import History, pad
 from tests.conftest import Served, answer_of, learner
 
 

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from build import checkpoint, parity, repository
-from build.bench import device
 from build.bench.caller import windows
-from build.bench.device import as_triton_says
-from build.network import create
-from build.parity import probabilities
+from build.bench.ladder import device
+from build.bench.ladder.device import as_triton_says
+from build.core import parity
+from build.core.parity import probabilities
+from build.model import checkpoint
+from build.model.network import create
+from build.repository import assembly as repository
+from build.repository.workspace import NETWORKS
 from build.server import Server
-from build.workspace import NETWORKS
 from ensemble.client import Client
 from ensemble.spec import Spec
 from tests.conftest import answer_of, learner

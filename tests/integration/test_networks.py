@@ -13,9 +13,11 @@ import pytest
 import torch
 import tritonclient.grpc as grpcclient
 
-from build import checkpoint, repository, workspace
-from build.bench import rung
-from build.export import export
+from build.bench.ladder import rung
+from build.core.export import export
+from build.model import checkpoint
+from build.repository import assembly as repository
+from build.repository import workspace
 from build.server import Server
 from ensemble.client import Client
 from ensemble.errors import InvalidRequestError

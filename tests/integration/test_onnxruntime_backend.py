@@ -13,9 +13,9 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from tritonclient.utils import InferenceServerException
 
-from build import repository
+from build.repository import assembly as repository
+from build.repository import config
 from build.server import Server, find
-from ensemble import config
 
 pytestmark = pytest.mark.skipif(not find().embedded, reason="a tritonserver with its own backends is on the PATH")
 

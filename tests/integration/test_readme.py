@@ -14,9 +14,9 @@ import pytest
 import tomlkit
 
 from build import ROOT
-from build.export import export
-from build.reduce import reduce
-from build.workspace import open_workspace
+from build.core.export import export
+from build.core.reduce import reduce
+from build.repository.workspace import open_workspace
 from tests.conftest import Served, small_document, untrained
 from tests.integration.test_server import ports, wait_until_ready
 
@@ -38,7 +38,7 @@ def small(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     folder = tmp_path_factory.mktemp("readme")
     (folder / "spec.toml").write_text(tomlkit.dumps(small_document()), encoding="utf-8")
     return {
-        "ensemble/spec.toml": folder / "spec.toml",
+        "ensemble/presets/knowledge_tracing.toml": folder / "spec.toml",
         TRAINED: small_checkpoint,
         "build/artifacts/mine": folder / "models",
     }

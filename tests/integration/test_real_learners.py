@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from build import ROOT
-from build.interactions import read_folds
-from build.workspace import open_workspace
+from build.model.interactions import read_folds
+from build.repository.workspace import open_workspace
 from tests.integration.test_cli import run
 
 DATA = Path(os.environ.get("LASTROW_DATA", ROOT.parent / "shared" / "data" / "assist2009_pid"))

@@ -65,7 +65,7 @@ def test_a_resting_process_without_a_server_goes_along(served: Served, tmp_path:
     program = f"""
 import time
 from pathlib import Path
-from build.bench.local import Local
+from build.bench.ladder.local import Local
 local = Local("onnxruntime", Path({str(DEFAULT_SPEC)!r}), Path({str(served.checkpoint)!r}), Path({str(core)!r}))
 Path({str(said)!r}).touch()
 time.sleep(600)
@@ -80,7 +80,7 @@ def test_a_server_beside_ours_goes_along(served: Served, tmp_path: Path):
     program = f"""
 import sys, time
 from pathlib import Path
-from build.bench import peer
+from build.bench.peers import peer
 from build.server import reaper
 from ensemble.spec import Spec
 peer.PYTHON = Path(sys.executable)

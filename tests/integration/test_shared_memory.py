@@ -13,7 +13,7 @@ import tritonclient.grpc as grpcclient
 
 from ensemble.client import Client
 from ensemble.errors import ClosedClientError, DeadlineExceededError, InvalidRequestError, ServingError
-from ensemble.history import History
+from ensemble.learners.history import History
 from tests.conftest import Served, learner
 
 

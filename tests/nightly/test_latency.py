@@ -7,7 +7,7 @@ import statistics
 
 from build.bench import load
 from build.bench.caller import EnsembleClient
-from build.bench.local import Local
+from build.bench.ladder.local import Local
 from ensemble.spec import DEFAULT_SPEC
 from tests.conftest import Served, learner
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from build import repository
 from build.analyzer import analysis, profile
-from build.workspace import Workspace
+from build.repository import assembly as repository
+from build.repository.workspace import Workspace
 from ensemble.spec import Spec
 from tests.integration.test_analyzer import SHORT
 

@@ -13,11 +13,11 @@ import tritonclient.grpc as grpcclient
 from build.bench import contest, load
 from build.bench.caller import EnsembleClient
 from build.bench.cell import Cell
+from build.model.simulation import simulate
 from build.server import Server
-from build.simulation import simulate
 from ensemble.client import Client
 from ensemble.errors import ServingError
-from ensemble.history import History
+from ensemble.learners.history import History
 from tests.conftest import Served
 
 ROUNDS, TURN_S = 20, 0.75

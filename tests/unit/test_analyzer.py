@@ -14,14 +14,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import ROOT, manifest
+from build import ROOT
 from build.analyzer import page, profile, result, sweep, tuning
 from build.analyzer.result import Point, Setting
 from build.analyzer.tuning import Gain
 from build.bench import contest
 from build.bench.contest import Contender
-from build.workspace import Workspace
-from ensemble import config
+from build.repository import config, manifest
+from build.repository.workspace import Workspace
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 from tests.conftest import small_document

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from build import audit
+from build.make import audit
 from ensemble.errors import LastrowError
 
 VULNERABLE = {

@@ -15,11 +15,13 @@ import tomlkit
 import torch
 
 from build import ROOT, __main__
-from build.bench import ladder, load, local, peer, report, rung, statistic
+from build.bench import load, statistic
 from build.bench.caller import full_windows, windows
-from build.bench.ladder import hops
-from build.workspace import Workspace
-from ensemble.history import History
+from build.bench.ladder import ladder, local, report, rung
+from build.bench.ladder.ladder import hops
+from build.bench.peers import peer
+from build.repository.workspace import Workspace
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

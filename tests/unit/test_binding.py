@@ -15,10 +15,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from build import repository
-from build.bench.device import as_triton_says
-from build.export import export
-from build.reduce.file import save
+from build.bench.ladder.device import as_triton_says
+from build.core.export import export
+from build.core.reduce.file import save
+from build.repository import assembly as repository
 from ensemble.spec import Spec
 from tests.conftest import resized, untrained
 

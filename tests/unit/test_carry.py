@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from build import ROOT, carry
+from build import ROOT
+from build.make import carry
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PART = 100_000

@@ -7,8 +7,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from build import certificate
-from build.certificate import DAYS, CertificateError, Files, make
+from build.server import certificate
+from build.server.certificate import DAYS, CertificateError, Files, make
 
 USES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
 

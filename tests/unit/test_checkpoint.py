@@ -13,11 +13,13 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from build import checkpoint, repository, workspace
-from build.checkpoint import CheckpointError, digest
-from build.export import ExportError, export
-from build.parity import ParityError
-from build.reduction import reduce_file
+from build.core.export import ExportError, export
+from build.core.parity import ParityError
+from build.core.reduction import reduce_file
+from build.model import checkpoint
+from build.model.checkpoint import CheckpointError, digest
+from build.repository import assembly as repository
+from build.repository import workspace
 from ensemble.errors import LastrowError, SpecError
 from ensemble.spec import Spec
 from tests import factories

@@ -26,7 +26,7 @@ from ensemble.errors import (
     ServingError,
     UnavailableError,
 )
-from ensemble.history import History
+from ensemble.learners.history import History
 
 HISTORY = History("ada", [1, 2], [0, 1])
 

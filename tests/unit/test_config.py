@@ -5,8 +5,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from build import ROOT, manifest, repository
-from ensemble import config
+from build import ROOT
+from build.repository import assembly as repository
+from build.repository import config, manifest
 from ensemble.spec import Spec
 
 

@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-
-from build import ROOT
 from build.container import health
 
-FOLDER = ROOT / "build" / "container"
+from build import ROOT
+
+FOLDER = ROOT / "build" / "deploy" / "container"
 
 
 @pytest.fixture(scope="module")

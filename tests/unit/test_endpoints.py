@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from build import ROOT
-from ensemble import endpoints
-from ensemble.endpoints import MANAGEMENT, closed, observed
+from build.server import endpoints
+from build.server.endpoints import MANAGEMENT, closed, observed
 
 
 def rules(arguments: list[str]) -> dict[str, tuple[set[str], str]]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from build.evaluation import Evaluation, Scores, offline, save, scores, show
-from build.parity import probabilities
-from ensemble.history import History
+from build.core.parity import probabilities
+from build.model.evaluation import Evaluation, Scores, offline, save, scores, show
+from ensemble.learners.history import History
 from tests.conftest import NETWORKS, resized, untrained
 
 

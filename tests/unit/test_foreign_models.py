@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from build.reduce import Reduction, ReductionError, reduce
+from build.core.reduce import Reduction, ReductionError, reduce
 
 VOCABULARY, WIDTH, ANSWERS, HEADS = 11, 8, 13, 2
 SIZES = ((1, 1), (2, 7), (4, 20), (3, 33))  # batch and time; not those that the pass looks at

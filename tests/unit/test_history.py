@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.errors import HistoryError
-from ensemble.history import History, pad, read, read_csv, read_text
-from ensemble.vocabulary import Vocabulary
+from ensemble.learners.history import History, pad, read, read_csv, read_text
+from ensemble.learners.vocabulary import Vocabulary
 
 rows = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 1)), max_size=30)
 

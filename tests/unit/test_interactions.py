@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from build.interactions import DataError, problems, read_folds
+from build.model.interactions import DataError, problems, read_folds
 
 GOOD = "0,77\n5,5,9,5\n1,2,1,1\n1,1,0,1\n1,78\n2,\n1,\n0,\n"
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from build.bench.rung import changed
-from ensemble import config
+from build.bench.ladder.rung import changed
+from build.repository import config
 from ensemble.lint import Finding, LintError, lint
 from ensemble.spec import Spec
 

@@ -17,8 +17,9 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from build import ROOT, lock
-from build.lock import Pin
+from build import ROOT
+from build.make import lock
+from build.make.lock import Pin
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -177,6 +178,6 @@ def test_the_choice_needs_no_package(shelf: Path):
     """`make setup` asks in a .venv that has nothing but pip."""
     (locked,) = (pin for pin in pins(lock.CUDA) if pin.name == "torch")
     pytorch(shelf, locked.version)
-    command = [sys.executable, "-S", "-m", "build.lock", "torch"]
+    command = [sys.executable, "-S", "-m", "build.make.lock", "torch"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (0, f"{lock.CUDA}\n"), done.stderr

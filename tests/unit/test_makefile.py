@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from build import ROOT, variables, workspace
-from build.workspace import open_workspace
+from build import ROOT
+from build.make import variables
+from build.repository import workspace
+from build.repository.workspace import open_workspace
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TAKEN = variables.taken(MAKEFILE)
@@ -79,7 +81,7 @@ def test_what_no_goal_takes_is_refused(words: list[str], message: str | None):
 
 
 def test_a_refused_command_does_nothing(tmp_path: Path):
-    for name in ("Makefile", "build/variables.py"):
+    for name in ("Makefile", "build/make/variables.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "build" / "artifacts").mkdir()

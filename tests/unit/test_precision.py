@@ -9,15 +9,17 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from build import checkpoint, parity, repository
-from build.bench import rung
-from build.export import export
-from build.network import create
-from build.parity import open_core, probabilities, windows
-from build.precision import FLOAT32, HALF, PrecisionError, cost, halve, lower, quantise
-from build.reduce.file import save
-from build.simulation import simulate
-from build.workspace import NETWORKS as DEFAULTS
+from build.bench.ladder import rung
+from build.core import parity
+from build.core.export import export
+from build.core.parity import open_core, probabilities, windows
+from build.core.precision import FLOAT32, HALF, PrecisionError, cost, halve, lower, quantise
+from build.core.reduce.file import save
+from build.model import checkpoint
+from build.model.network import create
+from build.model.simulation import simulate
+from build.repository import assembly as repository
+from build.repository.workspace import NETWORKS as DEFAULTS
 from ensemble.errors import SpecError
 from ensemble.spec import DEFAULT_SPEC, Spec
 from tests.conftest import NETWORKS, SMALL_INT8_TOLERANCE, resized, untrained
@@ -224,7 +226,7 @@ def test_the_gate_holds_an_int8_core_to_its_own_tolerance(spec, tmp_path, capfd)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_lower_precision_costs_next_to_no_auc(spec, network, tmp_path):
     small = resized(spec, network, problems=140, window=64)
-    from build.training import split, train
+    from build.model.training import split, train
 
     training, test = split([simulate(140, 300)])
     model, _ = train(training, test, small, budget_s=5.0)

@@ -13,16 +13,19 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from build import checkpoint, manifest, parity, repository, sources
-from build.checkpoint import CheckpointError
-from build.export import export
-from build.parity import ParityError
-from build.reduce import Inputs, ReductionError
-from build.reduce import file as model_file
-from build.reduce.rules import RECURRENT
-from build.reduce.shapes import Shapes
-from build.reduction import reduce_file
-from build.repository import RepositoryError
+from build.core import parity
+from build.core.export import export
+from build.core.parity import ParityError
+from build.core.reduce import Inputs, ReductionError
+from build.core.reduce import file as model_file
+from build.core.reduce.rules import RECURRENT
+from build.core.reduce.shapes import Shapes
+from build.core.reduction import reduce_file
+from build.model import checkpoint
+from build.model.checkpoint import CheckpointError
+from build.repository import assembly as repository
+from build.repository import manifest, sources
+from build.repository.assembly import RepositoryError
 from ensemble.spec import Spec
 from tests import factories
 from tests.conftest import NETWORKS, resized, untrained
@@ -315,12 +318,25 @@ def test_another_version_of_what_makes_a_core_makes_another(small_spec, small_ch
 
 @pytest.mark.parametrize(
     "module",
-    ["build.repository", "build.battery", "build.export", "build.checkpoint", "build.reduce.file", "ensemble.spec"],
+    [
+        "build.repository.assembly",
+        "build.core.battery",
+        "build.core.export",
+        "build.model.checkpoint",
+        "build.core.reduce.file",
+        "ensemble.spec",
+    ],
 )
 def test_other_code_makes_another_core(small_spec, small_checkpoint, monkeypatch, tmp_path, module):
     before = repository.fingerprint(small_spec, small_checkpoint)
-    found = sources.find("build.repository")
-    assert {"build.network", "build.parity", "build.precision", "build.reduce", "build.reduce.rules"} < set(found.files)
+    found = sources.find("build.repository.assembly")
+    assert {
+        "build.model.network",
+        "build.core.parity",
+        "build.core.precision",
+        "build.core.reduce",
+        "build.core.reduce.rules",
+    } < set(found.files)
     changed = tmp_path / "changed.py"
     changed.write_text(found.files[module].read_text() + "\n# changed\n")
     found.files[module] = changed

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from build.reduce import Declared, Select
+from build.core.reduce import Declared, Select
 from tests.unit.reduce.composition import BATCH, IDS, TIME, Example, Given, Options
 from tests.unit.reduce.test_fuzz import examine
 

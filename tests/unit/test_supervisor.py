@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from build import server, supervisor
-from build.server import ServerError, check_repository
-from build.supervisor import Ports
+from build import server
+from build.server import ServerError, check_repository, supervisor
+from build.server.supervisor import Ports
 
 
 def test_pauses_between_starts_double_and_end():

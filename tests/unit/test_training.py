@@ -4,10 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build.simulation import simulate
-from build.training import auc, next_logits, problem_means, split, train
+from build.model.simulation import simulate
+from build.model.training import auc, next_logits, problem_means, split, train
 from ensemble.errors import LastrowError
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import ModuleNetwork
 from tests.conftest import NETWORKS, resized, untrained
 

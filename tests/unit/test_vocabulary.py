@@ -3,8 +3,8 @@ import json
 import pytest
 
 from ensemble.errors import VocabularyError
-from ensemble.history import read, read_text
-from ensemble.vocabulary import Vocabulary
+from ensemble.learners.history import read, read_text
+from ensemble.learners.vocabulary import Vocabulary
 
 NUMBERS = {"P51": 0, "P7": 1, "12": 2}
 

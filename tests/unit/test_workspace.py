@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import tomlkit
 
-from build import ROOT, checkpoint, workspace
+from build import ROOT
 from build.analyzer import analysis, tuning
 from build.analyzer.result import Setting
 from build.analyzer.tuning import Gain
 from build.bench.contest import Contender
-from build.training import train
-from build.workspace import open_workspace
+from build.model import checkpoint
+from build.model.training import train
+from build.repository import workspace
+from build.repository.workspace import open_workspace
 from ensemble.errors import SpecError
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import DEFAULT_SPEC, Spec
 from tests.conftest import resized, untrained
 
@@ -144,7 +146,11 @@ def test_weights_of_other_learners_are_said_to_be_so(tmp_path: Path, capsys: pyt
 
 
 def test_only_the_default_goes_into_models(tmp_path: Path, artifacts: Path):
-    assert open_workspace().out == open_workspace(spec=Path("ensemble/spec.toml")).out == ROOT / "models"
+    assert (
+        open_workspace().out
+        == open_workspace(spec=Path("ensemble/presets/knowledge_tracing.toml")).out
+        == ROOT / "models"
+    )
     own = tmp_path / "own.toml"
     own.write_text(DEFAULT_SPEC.read_text())
     brought = weights(tmp_path / "model.pt")

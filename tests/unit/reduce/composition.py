@@ -18,7 +18,7 @@ import onnx_ir as ir
 from hypothesis import strategies as st
 from onnx import helper
 
-from build.reduce import Declared, Select
+from build.core.reduce import Declared, Select
 from tests.unit.reduce.graphs import BOOL, FLOAT, INT64, SELECTS
 from tests.unit.reduce.test_differential import BLOCKS, NEVER, POSITIONS, Maker, Tensor
 

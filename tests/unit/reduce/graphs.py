@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from build.reduce import Declared, Reduction, Select, reduce
+from build.core.reduce import Declared, Reduction, Select, reduce
 
 SIZES = ((1, 1), (1, 7), (3, 1), (2, 29), (2, 5), (3, 4), (4, 19))  # batch, time
 SELECTS: tuple[Select, ...] = ("last", "row", "mean", "max")

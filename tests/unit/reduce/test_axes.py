@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from build.reduce.inputs import Declared, Inputs
+from build.core.reduce.inputs import Declared, Inputs
 from tests.unit.reduce.graphs import TIME, Graph
 
 

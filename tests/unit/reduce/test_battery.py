@@ -14,10 +14,10 @@ import onnx
 import pytest
 from onnx import helper
 
-import build.reduce
-from build import battery
-from build.reduce import Declared, Inputs, ReductionError
-from build.reduction import reduce_file
+import build.core.reduce
+from build.core import battery
+from build.core.reduce import Declared, Inputs, ReductionError
+from build.core.reduction import reduce_file
 from tests.unit.reduce.composition import BATCH, FLOAT16, PADDING, STEPS, TIME, Example, Given, Options
 from tests.unit.reduce.graphs import BOOL, FLOAT, INT64, Graph
 from tests.unit.reduce.test_fuzz import examine
@@ -282,7 +282,7 @@ def fewer(m: Model) -> str:
 def test_no_other_refusal_advises_a_window(answer: Callable[[Model], str], told, tmp_path):
     m = Model()
     model = m.model(answer(m))
-    onnx.save(build.reduce.ir.to_proto(model), tmp_path / "model.onnx")
+    onnx.save(build.core.reduce.ir.to_proto(model), tmp_path / "model.onnx")
     with pytest.raises(ReductionError, match=told) as raised:
         reduce_file(tmp_path / "model.onnx", tmp_path / "core.onnx", "last", window=64)
     assert "--window" not in str(raised.value)
@@ -303,10 +303,13 @@ def test_at_every_window_some_histories_are_padded_and_some_are_not(window):
     assert {window, window - 1} & padded or window <= 2
 
 
-MODULES = ["build.battery", *(f"build.reduce.{module.name}" for module in pkgutil.iter_modules(build.reduce.__path__))]
+MODULES = [
+    "build.core.battery",
+    *(f"build.core.reduce.{module.name}" for module in pkgutil.iter_modules(build.core.reduce.__path__)),
+]
 
 
-@pytest.mark.parametrize("name", ["build.reduce", *MODULES])
+@pytest.mark.parametrize("name", ["build.core.reduce", *MODULES])
 def test_what_docstrings_show_is_so(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

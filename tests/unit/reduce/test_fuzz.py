@@ -17,8 +17,8 @@ import onnxruntime as ort
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
-from build.reduce import ReductionError, Select
-from build.reduction import PassError, reduce_file
+from build.core.reduce import ReductionError, Select
+from build.core.reduction import PassError, reduce_file
 from tests.unit.reduce.composition import BATCH, STEPS, TIME, Example, compose
 from tests.unit.reduce.graphs import pooled
 

@@ -17,12 +17,12 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from build import reduce, reduction
-from build.reduce import Declared, ReductionError, rules
-from build.reduce.emitter import Emitter
-from build.reduce.layout import Layout, Needs
-from build.reduce.shapes import Shapes
-from build.reduction import reduce_file
+from build.core import reduce, reduction
+from build.core.reduce import Declared, ReductionError, rules
+from build.core.reduce.emitter import Emitter
+from build.core.reduce.layout import Layout, Needs
+from build.core.reduce.shapes import Shapes
+from build.core.reduction import reduce_file
 from tests.unit.reduce.graphs import FLOAT, Graph
 
 Fault = Callable[[pytest.MonkeyPatch], None]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build.reduce import Reduction, Select, rules
+from build.core.reduce import Reduction, Select, rules
 from tests.unit.reduce.graphs import (
     BOOL,
     FLOAT,

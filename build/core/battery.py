@@ -1,0 +1,326 @@
+"""The battery: a reduced model held against the full one, with feeds that could part them.
+
+Values over the whole range of each input, batches and times that include 1, the window, one less and odd ones, further axes
+of other lengths, histories of unequal lengths with noise behind them. It also asks of the full model what serving relies on:
+that a history's answer depends neither on its neighbours in a batch nor on what lies behind its length. And it asks itself
+whether a wrong row would have been seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from build.core.reduce import Inputs, ReductionError, Select
+from build.core.reduce.axes import BATCH, TIME
+from build.core.reduce.file import open_session
+from build.core.reduce.inputs import Input
+from build.core.reduce.shapes import run, run_far
+
+Array = np.ndarray
+
+TOLERANCE = 1e-4  # of the answers' spread: sums of other shape round in other places
+HALF_TOLERANCE = 2e-2  # the same where a model computes in 16 bits
+_FLOOR = 0.1  # of the largest answer: answers that hardly differ are held against this
+_TELLING = 10  # times what is allowed: so far from the right row a wrong one is seen
+_SHORT = 64  # rows up to which a history is asked for twice
+_SCALES = (1.0, 3.0)  # of floating-point inputs that nothing bounds
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size to compare at. seed: of the values."""
+
+    batch: int
+    time: int
+    others: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked, and with what result.
+
+    Attributes:
+        difference: the largest one from the full model, of the answers' spread.
+        dependence: the largest effect of neighbours and of what lies behind a history's length, likewise.
+        cases: the sizes compared at.
+        inputs: what was fed.
+    """
+
+    difference: float
+    dependence: float
+    cases: tuple[Case, ...]
+    inputs: tuple[Input, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """For people: what was checked."""
+        sizes = ", ".join(f"{case.batch} x {case.time}" for case in self.cases)
+        return [
+            f"largest difference from the full model: {self.difference:.1e} of the answers' spread",
+            f"largest effect of neighbours and of noise behind the length: {self.dependence:.1e}",
+            f"compared at batch x time {sizes}, with",
+            *(f"  {each}" for each in self.inputs),
+        ]
+
+
+def times(window: int) -> list[int]:
+    """The lengths to compare at: short ones, odd ones, the window and one less.
+
+    >>> times(512)
+    [1, 2, 5, 17, 33, 64, 171, 257, 511, 512]
+    """
+    wanted = {1, 2, 5, 17, 33, 64, window // 3 | 1, window // 2 | 1, window - 1, window}
+    return sorted(time for time in wanted if 1 <= time <= window)
+
+
+def cases(inputs: Inputs) -> list[Case]:
+    """The sizes to compare at: a seed makes each another one even where the file fixes all sizes.
+
+    Short ones are cheap, and asked twice.
+
+    >>> [(case.batch, case.time) for case in cases(Inputs((), {}, 512))][:10]
+    [(1, 1), (3, 2), (2, 5), (5, 17), (2, 33), (3, 64), (1, 171), (3, 257), (2, 511), (2, 512)]
+    >>> [(case.batch, case.time) for case in cases(Inputs((), {}, 512))][10:]
+    [(2, 2), (3, 5), (1, 17), (3, 33), (2, 64)]
+    """
+    window = inputs.window
+    batches = [1, 3, 2, 5, 2, 3]
+    found = []
+    every = times(window)
+    for number, time in enumerate([*every, *(time for time in every if 1 < time <= _SHORT)]):
+        # A whole window is padded too: what a model does from some number of rows on, it does there to a short history.
+        batch = 2 if 1 < window - 1 <= time else batches[number % len(batches)]
+        # Of further axes one size that time has not; every third time the same, which is the commonest in use.
+        further = [
+            min(window, (3 * number + 7 * n + 1) % 40 + 1) if number % 3 else time for n in range(len(inputs.others))
+        ]
+        sizes = inputs.sizes(batch, time)
+        found.append(Case(sizes[BATCH], sizes[TIME], tuple(further), number))
+    return found
+
+
+def prove(
+    full: Path,
+    reduced: Path,
+    inputs: Inputs,
+    output: str,
+    select: Select = "last",
+    time_axis: int = 1,
+    allowed: float = TOLERANCE,
+    progress: Callable[[float, str], None] = lambda *_: None,
+) -> Proof:
+    """Hold the reduced model against the full one.
+
+    Args:
+        inputs: of the full model.
+        output: of the full model, the one that was reduced.
+        allowed: how far they may part, of the answers' spread.
+
+    Raises:
+        ReductionError: they part, the full model answers a history otherwise in other company, or the comparison says
+            nothing; and in each case what to do.
+    """
+    if inputs.unknown:
+        raise ReductionError(_undeclared(inputs))
+    # The full model is the measure: ONNX Runtime's fusions believe sizes that exporters note and only the example had.
+    whole = _Full(open_session(full, optimised=False), inputs, output, select, time_axis)
+    row = open_session(reduced)
+    index = next(i.name for i in row.get_inputs() if i.name not in {i.name for i in whole.session.get_inputs()})
+    todo = cases(inputs)
+    worst = dependence = 0.0
+    telling = []
+    for done, case in enumerate(todo):
+        progress(done / len(todo), f"batch {case.batch}, time {case.time}")
+        rng = np.random.default_rng(case.seed)
+        sizes = inputs.sizes(case.batch, case.time, case.others)
+        lengths = _lengths(case, rng)
+        # Which row: the last valid one, or any valid one. Counted from 1.
+        number = rng.integers(1, lengths + 1) if select == "row" else lengths
+        question = Question(sizes, lengths, number, inputs.draw(sizes, lengths, rng, _SCALES[done % len(_SCALES)]))
+        rows = whole.rows(question)
+        wanted = whole.selected(rows, number)
+        got = run(row, {**question.feeds, index: number - (select == "row")}, sizes)[0]
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
+            raise ReductionError(
+                f"the reduced model answers {got.dtype} {list(got.shape)} in place of {wanted.dtype} {list(wanted.shape)} "
+                f"(batch {case.batch}, time {case.time}). Nothing was written; please report the model"
+            )
+        scale = _scale(rows)
+        difference = _apart(got, wanted) / scale
+        worst = max(worst, difference)
+        if not difference <= allowed:  # a NaN fails too
+            raise ReductionError(
+                f"the reduced model parts from the full one by {difference:.1e} of the answers' spread (batch {case.batch}, "
+                f"time {case.time}); allowed is {allowed:.0e}. Nothing was written; please report the model"
+            )
+        if case.time > 1:
+            other = whole.selected(rows, np.where(number > 1, number - 1, 2))
+            with np.errstate(invalid="ignore"):
+                telling.append(bool((np.abs(_numbers(other) - _numbers(wanted)) > _TELLING * allowed * scale).any()))
+        for company, answer, same in whole.elsewhere(question, rng):
+            effect = _apart(answer, wanted[same]) / scale
+            dependence = max(dependence, effect)
+            if not effect <= allowed:
+                raise ReductionError(_dependent(company, effect, allowed, case, inputs))
+    if sum(telling) < len(telling) / 2:
+        raise ReductionError(
+            "the comparison says nothing: with what was fed, neighbouring rows of the full model's answer are the same, or "
+            f"are no numbers. Fed were {'; '.join(map(str, inputs.every))}. Declare what the inputs really hold: "
+            f"{_DECLARE}"
+        )
+    return Proof(worst, dependence, tuple(todo), inputs.every)
+
+
+_DECLARE = (
+    "--range NAME=LOW:HIGH, --length NAME (how many rows are valid), --mask NAME (1 at valid rows, 0 behind them)"
+)
+_NOISE, _NEIGHBOURS, _PADDING = "what lies behind its length", "its neighbours in a batch", "whether it is padded"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked: sizes by axis; lengths and the number of the wanted row, from 1, [batch]; and the inputs."""
+
+    sizes: dict[str, int]
+    lengths: Array
+    number: Array
+    feeds: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class _Full:
+    """The full model and which of its rows are wanted."""
+
+    session: ort.InferenceSession
+    inputs: Inputs
+    output: str
+    select: Select
+    time_axis: int
+
+    def rows(self, question: Question) -> Array:
+        """Every row, [batch, time, ...]."""
+        answers = run_far(self.session, self.inputs, question.feeds, question.sizes)
+        named = dict(zip((value.name for value in self.session.get_outputs()), answers, strict=True))
+        return np.moveaxis(named[self.output], self.time_axis, 1)
+
+    def selected(self, rows: Array, number: Array) -> Array:
+        """What is wanted of them, [batch, ...]."""
+        pick: dict[str, Callable[[Array], Array]] = {
+            "mean": lambda valid: valid.mean(0),
+            "max": lambda valid: valid.max(0),
+        }
+        with np.errstate(invalid="ignore"):
+            return np.stack(
+                [pick.get(self.select, lambda valid: valid[-1])(r[:n]) for r, n in zip(rows, number, strict=True)]
+            )
+
+    def elsewhere(self, question: Question, rng: np.random.Generator) -> Iterator[tuple[str, Array, Array]]:
+        """The same histories in other company: what is other, the answers, and whose of the batch they are."""
+        everyone = np.arange(len(question.lengths))
+        one = everyone[-1:]
+        if len(everyone) > 1:  # before the noise, which is their neighbours' too
+            yield _NEIGHBOURS, self._answer(self._beside(question, one, rng))[one], one
+        if self.select != "row" and question.sizes[TIME] > 1:
+            yield _NOISE, self._answer(self._beside(question, everyone, rng)), everyone
+        if BATCH not in self.inputs.fixed and TIME not in self.inputs.fixed:
+            for mine in everyone[:, None]:
+                yield _PADDING, self._answer(self._alone(question, mine)), mine
+
+    def _answer(self, question: Question) -> Array:
+        return self.selected(self.rows(question), question.number)
+
+    def _beside(self, question: Question, those: Array, rng: np.random.Generator) -> Question:
+        """Everything drawn anew but the histories of some: where it is all of them, what lies behind them."""
+        lengths = rng.integers(1, question.sizes[TIME] + 1, len(question.lengths))
+        lengths[those] = question.lengths[those]
+        number = np.minimum(question.number, lengths) if self.select == "row" else lengths
+        number[those] = question.number[those]
+        feeds = self.inputs.draw(question.sizes, lengths, rng)
+        padded = self.select != "row" and len(those) == len(lengths)
+        kept = lengths if padded else np.full_like(lengths, question.sizes[TIME])
+        for each in self.inputs.every:
+            if BATCH not in each.axes or each.axes.count(TIME) > 1:
+                feeds[each.name] = question.feeds[each.name]  # it is nobody's own
+                continue
+            mine = np.zeros(len(lengths), bool)
+            mine[those] = True
+            if TIME in each.axes and each.role == "values":
+                valid = replace(each, role="mask", dtype=np.dtype(bool)).draw(question.sizes, kept, rng)
+            else:
+                valid = np.ones_like(feeds[each.name], bool)
+            valid = valid & mine.reshape([-1 if axis == BATCH else 1 for axis in each.axes])
+            feeds[each.name] = np.where(valid, question.feeds[each.name], feeds[each.name])
+        return Question(question.sizes, lengths, number, feeds)
+
+    def _alone(self, question: Question, one: Array) -> Question:
+        """One history by itself, and no longer than it is."""
+        time = question.sizes[TIME] if self.select == "row" else int(question.lengths[one[0]])
+        feeds = dict(question.feeds)
+        for each in self.inputs.every:
+            for number, axis in enumerate(each.axes):
+                kept = {BATCH: one, TIME: np.arange(time)}.get(str(axis))
+                if kept is not None:
+                    feeds[each.name] = feeds[each.name].take(kept, number)
+        return Question({**question.sizes, BATCH: 1, TIME: time}, question.lengths[one], question.number[one], feeds)
+
+
+def _lengths(case: Case, rng: np.random.Generator) -> Array:
+    """Unequal histories; every third time all are short, so that columns could be left out, and else the last one is."""
+    longest = max(1, case.time // 4) if case.seed % 3 == 2 else case.time
+    lengths = rng.integers(1, longest + 1, case.batch)
+    lengths[-1] = rng.integers(1, max(1, case.time // 4) + 1)
+    if case.seed % 3 == 0:
+        lengths[0] = case.time
+    return lengths
+
+
+def _numbers(answers: Array) -> Array:
+    return np.array(answers, np.float64)
+
+
+def _scale(rows: Array) -> float:
+    """What differences are held against: how far the answers of all rows lie apart."""
+    flat = _numbers(rows).reshape(rows.shape[0] * rows.shape[1], -1)
+    flat[~np.isfinite(flat)] = np.nan
+    if np.isnan(flat).all():
+        return 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column without any number
+        highest, lowest = np.nanmax(flat, 0), np.nanmin(flat, 0)
+    spread, numbers = np.nanmax(highest - lowest), np.concatenate([highest, lowest])
+    return float(max(spread, _FLOOR * np.nanmax(np.abs(numbers)), 1e-6))
+
+
+def _apart(one: Array, other: Array) -> float:
+    """The largest difference; what is not a number, or infinite, has to be so in both."""
+    a, b = _numbers(one), _numbers(other)
+    with np.errstate(invalid="ignore"):
+        return float(np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b)).max(initial=0.0))
+
+
+def _undeclared(inputs: Inputs) -> str:
+    told = "; ".join(f"{each.name!r} ({each.dtype} [{', '.join(map(str, each.axes))}])" for each in inputs.unknown)
+    return f"nothing in the model says what its inputs hold, so it cannot be checked: {told}. Declare it: {_DECLARE}"
+
+
+def _dependent(company: str, effect: float, allowed: float, case: Case, inputs: Inputs) -> str:
+    cure = {
+        _NOISE: "the model looks ahead (a layer that reads backwards, attention without a causal mask)",
+        _NEIGHBOURS: "the model mixes the histories of a batch",
+        _PADDING: "the model counts the columns that it is given, or looks ahead",
+    }[company]
+    return (
+        f"the full model's answer for a history changes with {company}, by {effect:.1e} of the answers' spread (batch "
+        f"{case.batch}, time {case.time}; allowed is {allowed:.0e}): {cure}. If an input says which rows are valid, declare "
+        f"it: {_DECLARE}. If the whole window is the history, with nothing behind it, take --select row. Fed were "
+        f"{'; '.join(map(str, inputs.every))}"
+    )

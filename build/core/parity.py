@@ -1,0 +1,202 @@
+"""The parity gate: every stage between PyTorch and the core has to give the same answer for the row that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from build.core.battery import times
+from build.model.network import Network
+from ensemble.errors import LastrowError
+from ensemble.spec import Spec
+
+Array = np.ndarray
+INTEGERS = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}  # by ONNX Runtime's names
+REFERENCE, CUT, CORE = "PyTorch full forward", "PyTorch cut", "ONNX core"
+GPU_DIFFERENCE = 1e-4  # of probabilities in float32 from those of the CPU
+
+
+class ParityError(LastrowError):
+    """Two stages answer differently; names the stage, the lengths and the difference."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest absolute difference of one stage's probabilities from the reference, over one batch of lengths."""
+
+    stage: str
+    lengths: tuple[int, ...]
+    value: float
+
+
+def batches(spec: Spec) -> list[tuple[int, ...]]:
+    """Histories that parity is checked on: one learner each of the battery's lengths, all at once, a cold start.
+
+    With buckets also the last length of each and the first of the next. Lengths that the window cannot hold are left out.
+    """
+    window = spec.model.window
+    edges = [length for bucket in spec.model.buckets for length in (bucket, bucket + 1)]
+    lengths = sorted({length for length in (*times(window), *edges) if 1 <= length <= window})
+    mixed = tuple(reversed(lengths))
+    return [*((length,) for length in lengths), mixed, *([(0,)] if spec.shortest_history == 0 else [])]
+
+
+def windows(
+    lengths: tuple[int, ...], spec: Spec, seed: int = 0, width: int | None = None
+) -> tuple[Array, Array, Array]:
+    """Random learners as the core gets them: problem ids and responses INT32 [batch, width], lengths INT32 [batch].
+
+    What lies behind a length is noise and not zeros, so that a stage that looks there parts from the others.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (len(lengths), spec.model.window)
+    problem_ids = rng.integers(0, spec.model.problems, shape, dtype=np.int32)
+    responses = rng.integers(0, 2, shape, dtype=np.int32)
+    return problem_ids[:, :width], responses[:, :width], np.array(lengths, np.int32)
+
+
+def check(
+    model: nn.Module | None,
+    full: Path,
+    core: Path,
+    spec: Spec,
+    sigmoid: bool = False,
+    progress: Callable[[float, str], None] = lambda *_: None,
+) -> list[Difference]:
+    """Compare PyTorch full forward, PyTorch cut, ONNX full and ONNX core on the served row.
+
+    Args:
+        model: None where an ONNX file is all there is; its full forward is then the reference.
+        full, core: ONNX files of `build.core.export` and, with reduce.where = "core", of `build.core.reduce`.
+        sigmoid: whether the PyTorch model answers probabilities itself.
+
+    Returns:
+        Every stage's difference on every batch.
+
+    Raises:
+        ParityError: one is above parity.max_abs_difference; for a core in lower precision, its own.
+    """
+    reduced = spec.reduce.where == "core"
+    onnx_full = ort.InferenceSession(str(full), providers=["CPUExecutionProvider"])
+    onnx_core = open_core(core) if reduced else None
+    differences = []
+    todo = batches(spec)
+    for done, lengths in enumerate(todo):
+        progress(done / len(todo), f"lengths {', '.join(map(str, lengths))}")
+        reference, name = _reference(model, onnx_full, lengths, spec, sigmoid)
+        for stage, answer in _answers(model, onnx_full, onnx_core, lengths, spec, sigmoid):
+            difference = Difference(stage, lengths, float(np.abs(answer - reference).max()))
+            differences.append(difference)
+            key, allowed = spec.parity.of_core(spec.export.precision if stage.startswith(CORE) else "float32")
+            if not difference.value <= allowed:  # a NaN fails too
+                ahead = (
+                    ". Does the model look ahead (a bidirectional layer, attention without a causal mask)? Then padding "
+                    "changes its answer, and it cannot be served in windows"
+                )
+                raise ParityError(
+                    f"{stage} parts from {name} by {difference.value:.2e} at lengths {list(lengths)}; allowed is "
+                    f"{allowed:.0e} ({key}). Nothing was written"
+                    f"{ahead if stage.startswith('ONNX full') else ''}"
+                )
+    return differences
+
+
+def tolerance(spec: Spec) -> tuple[str, float]:
+    """Which key says how far a served answer may be from PyTorch's, or from the core's on the CPU, and how far that is."""
+    key, own = spec.parity.of_core(spec.export.precision)
+    if spec.steps.core.device == "gpu" and own < GPU_DIFFERENCE:
+        return "a GPU adds up in another order", GPU_DIFFERENCE
+    return key, own
+
+
+def open_core(path: Path) -> ort.InferenceSession:
+    """A core on the CPU, of whatever precision.
+
+    ONNX Runtime 1.31's blocking of convolutions, of which there are none, crashes on a float16 product behind a Transpose.
+    """
+    providers = ["CPUExecutionProvider"]
+    return ort.InferenceSession(str(path), providers=providers, disabled_optimizers=["NchwcTransformer"])
+
+
+def probabilities(logits: Array) -> Array:
+    """The sigmoid in float64: what is compared is the stages' arithmetic, not a sigmoid's."""
+    with np.errstate(over="ignore"):
+        return 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+
+
+def _reference(
+    model: nn.Module | None, onnx_full: ort.InferenceSession, lengths: tuple[int, ...], spec: Spec, sigmoid: bool
+) -> tuple[Array, str]:
+    """Probabilities [batch, problems] that each learner's own history gives, alone and without padding; and whose."""
+    problem_ids, responses, counted = windows(lengths, spec)
+    if not counted.all():
+        # A cold start has no row in the full forward; the PyTorch cut stands in for it.
+        assert isinstance(model, Network)
+        with torch.inference_mode():
+            cold = model.last(*(torch.from_numpy(x) for x in (problem_ids, responses, counted)))
+        return probabilities(cold.numpy()), CUT
+    rows = []
+    fixed = isinstance(onnx_full.get_inputs()[0].shape[1], int)
+    for row, length in enumerate(lengths):
+        history = [x[row : row + 1, :length].copy() for x in (problem_ids, responses)]
+        if model is not None:
+            with torch.inference_mode():
+                answer = model(*(torch.from_numpy(x) for x in _typed(history, model)))[0, -1].numpy()
+            rows.append(answer if sigmoid else probabilities(answer))
+            continue
+        if fixed:  # without padding there is nothing to hold it against but other padding
+            other = windows(lengths, spec, seed=1)
+            history = [
+                np.concatenate([x, y[row : row + 1, length:]], axis=1) for x, y in zip(history, other, strict=False)
+            ]
+        rows.append(probabilities(onnx_full.run(None, _feeds(history, spec, onnx_full))[0][0, length - 1]))
+    return np.stack(rows), REFERENCE if model is not None else "ONNX full without padding"
+
+
+def _answers(
+    model: nn.Module | None,
+    onnx_full: ort.InferenceSession,
+    onnx_core: ort.InferenceSession | None,
+    lengths: tuple[int, ...],
+    spec: Spec,
+    sigmoid: bool,
+) -> Iterator[tuple[str, Array]]:
+    """Every stage's probabilities [batch, problems], at every width that such a batch may come in."""
+    fits = [width for width in spec.model.widths if width >= max(lengths)]
+    for width in sorted({fits[0], fits[-1]}):
+        at = f" at width {width}" if spec.model.buckets else ""
+        problem_ids, responses, counted = windows(lengths, spec, width=width)
+        rows = np.arange(len(lengths)), counted - 1
+        if model is not None and counted.all():
+            with torch.inference_mode():
+                answer = model(*(torch.from_numpy(x) for x in _typed([problem_ids, responses], model))).numpy()[rows]
+            yield f"PyTorch, padded{at}", answer if sigmoid else probabilities(answer)
+        if isinstance(model, Network):
+            with torch.inference_mode():
+                answer = model.last(*(torch.from_numpy(x) for x in (problem_ids, responses, counted))).numpy()
+            yield f"{CUT}{at}", probabilities(answer)
+        given = [problem_ids, responses]
+        if counted.all():
+            yield f"ONNX full{at}", probabilities(onnx_full.run(None, _feeds(given, spec, onnx_full))[0][rows])
+        if onnx_core is not None:
+            yield f"{CORE}{at}", probabilities(onnx_core.run(None, _feeds([*given, counted], spec, onnx_core))[0])
+
+
+def _typed(inputs: list[Array], model: nn.Module) -> list[Array]:
+    return inputs if isinstance(model, Network) else [x.astype(np.int64) for x in inputs]
+
+
+def _feeds(inputs: list[Array], spec: Spec, session: ort.InferenceSession) -> dict[str, Array]:
+    """Problem ids, responses and, for the core, lengths by their names, as the integers that the session takes."""
+    tensors = (spec.tensors.recent_problem_ids, spec.tensors.recent_responses, spec.tensors.lengths)
+    types = {value.name: INTEGERS[value.type] for value in session.get_inputs()}
+    return {
+        tensor.name: array.astype(types[tensor.name], copy=False)
+        for tensor, array in zip(tensors, inputs, strict=False)
+    }

@@ -1,0 +1,149 @@
+"""Which tensors are needed for the wanted row alone, which up to it, which whole: one walk from the output to the inputs.
+
+An operator is computed for the row only if nobody needs more of it. So a tensor's demands are all known before its
+operator is looked at: the walk goes against the direction of computation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import onnx_ir as ir
+
+from build.core.reduce.emitter import without_learners
+from build.core.reduce.layout import Kind, Layout, Needs, Stop
+from build.core.reduce.rules import RECURRENT, rule_for
+from build.core.reduce.shapes import Shapes
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How much of a tensor its readers need; layout says where time is, unless all of it is needed."""
+
+    amount: Literal["row", "prefix", "whole"]
+    layout: Layout | None = None
+    reader: ir.Node | None = None
+
+    def join(self, other: Demand) -> Demand:
+        """What satisfies both."""
+        if self.layout is None or other.layout is None:
+            return self if self.layout is None else other
+        if self.layout == other.layout:
+            return other if other.amount == "prefix" else self
+        if replace(self.layout, offset=0) == replace(other.layout, offset=0):
+            further = max(self.layout, other.layout, key=lambda layout: layout.offset)
+            return Demand("prefix", further, other.reader)
+        return Demand("whole", None, other.reader)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Where the selection comes to rest: this tensor is computed as before, and the row is taken from it."""
+
+    value: ir.Value
+    layout: Layout
+    reason: str
+
+
+@dataclass
+class Analysis:
+    """Attributes:
+    plan: operators that are computed for the row alone, with the layout of their output and what they need.
+    rests: tensors that the row is taken from, in the order of the walk.
+    demands: how much of every tensor is needed.
+    mixed: Split operators of which some parts are needed by row and some not.
+    """
+
+    plan: dict[ir.Node, tuple[Layout, Needs]] = field(default_factory=dict)
+    rests: list[Rest] = field(default_factory=list)
+    demands: dict[ir.Value, Demand] = field(default_factory=dict)
+    mixed: list[ir.Node] = field(default_factory=list)
+
+
+def analyse(
+    graph: ir.Graph, output: ir.Value, layout: Layout, shapes: Shapes, kind: Kind, length_aware: bool = True
+) -> Analysis:
+    """Walk the graph, whose nodes are in the order of computation. length_aware: whether recurrent layers may stop early."""
+    found = Analysis()
+    rows: dict[ir.Value, list[Layout]] = {}
+
+    def demand(value: ir.Value | None, wanted: Demand) -> None:
+        if value is None:
+            return
+        if wanted.amount == "row" and wanted.layout is not None and wanted.layout not in rows.setdefault(value, []):
+            rows[value].append(wanted.layout)
+        before = found.demands.get(value)
+        found.demands[value] = wanted if before is None else before.join(wanted)
+
+    def rest(value: ir.Value, reason: str) -> None:
+        found.rests.extend(Rest(value, wanted, reason) for wanted in rows.get(value, []))
+
+    def pass_on(node: ir.Node, needs: Needs, amount: Literal["row", "prefix"]) -> None:
+        for number, value in enumerate(node.inputs):
+            if number in needs.rows:
+                demand(value, Demand(amount, needs.rows[number], node))
+            elif number in needs.prefixes:
+                demand(value, Demand("prefix", needs.prefixes[number], node))
+            elif node.op_type != "Shape":  # which reads sizes, and those are the inputs' whatever becomes of the rows
+                demand(value, Demand("whole", None, node))
+
+    demand(output, Demand("row", layout))
+    for node in reversed(graph):
+        used = [value for value in node.outputs if value in found.demands]
+        if not used:
+            continue
+        wanted = found.demands[used[0]]
+        for value in used[1:]:
+            wanted = wanted.join(found.demands[value])
+        inside = wanted.layout
+        if wanted.amount == "row" and inside is not None:
+            try:
+                if node.op_type in RECURRENT and not length_aware:
+                    raise Stop("it is to compute the whole window")
+                needs = _needs(node, used, inside, shapes, kind)
+            except Stop as stop:
+                reason = str(stop)
+            else:
+                found.plan[node] = inside, needs
+                pass_on(node, needs, "row")
+                continue
+        else:
+            reason = f"{_named(wanted.reader)} needs more of it than the row"
+            if node.op_type == "Split" and any(found.demands[value].amount == "row" for value in used):
+                found.mixed.append(node)
+        for value in used:
+            rest(value, reason)
+        try:
+            needs = Needs() if inside is None else _needs(node, used, inside, shapes, "prefix")
+        except Stop:
+            needs = Needs()
+        pass_on(node, needs, "prefix")
+        for captured in _captured(node):
+            demand(captured, Demand("whole", None, node))
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        rest(value, "it is an input" if value.is_graph_input() else "it is a constant")
+    return found
+
+
+def _needs(node: ir.Node, used: list[ir.Value], layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+    if not all(shapes.known(value) for value in [*used, *node.inputs] if value is not None):
+        raise Stop("its shape, or that of an input, is not the same kind in every run")
+    if without_learners(layout, shapes.of(used[0]), shapes):
+        raise Stop("it is the same for every learner")
+    if used != [node.outputs[0]] and node.op_type != "Split":
+        raise Stop("another of its outputs is read too")
+    return rule_for(node, kind).needs(node, layout, shapes, kind)
+
+
+def _named(node: ir.Node | None) -> str:
+    return "the model" if node is None else f"{node.op_type} {node.outputs[0].name}"
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """What the bodies of If, Loop and Scan read from outside."""
+    bodies = [a.value for a in node.attributes.values() if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)]
+    graphs = [g for body in bodies for g in (body if isinstance(body, (list, tuple)) else [body])]
+    inner = [n for graph in graphs for n in ir.traversal.RecursiveGraphIterator(graph)]
+    made = {v for n in inner for v in n.outputs} | {v for graph in graphs for v in graph.inputs}
+    return [v for n in inner for v in n.inputs if v is not None and v not in made]

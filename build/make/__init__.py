@@ -1,0 +1,1 @@
+"""What the Makefile itself runs: its variables, and the lock of every package."""

@@ -1,0 +1,223 @@
+"""`make serve`: a tritonserver that is watched, started again when it or one of its stubs dies, and drained before it stops.
+
+Triton does not start a Python stub again that has died: requests that need it fail after a second each, for ever. 2.51 even
+stays "ready"; from 26.02 on a step's own is_ready() counts. And on SIGTERM its ensembles refuse the next step of requests
+that are half done. Both are settled from outside, here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from build.repository.config import PREPROCESS
+from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
+from build.server.ports import listening, reached, url
+from build.server.stop import StopRequest
+
+DRAIN = "LASTROW_DRAIN"  # the environment variable that tells the preprocess step which file to look for
+LOOK_EVERY_S = 0.25
+START_S = 180.0
+DRAIN_S = 20.0
+# A server with nothing queued that has answered nothing for so long, and for so many times its mean, has nothing to answer.
+QUIET_S, QUIET_MEANS = 1.0, 4
+EXIT_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+GIVE_UP_AFTER = 5  # restarts in a row that did not end in a ready server
+LOG_LINES = 200
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the server listens. http_address is that of HTTP and metrics, which are not encrypted."""
+
+    http: int
+    grpc: int
+    metrics: int
+    address: str = LOOPBACK
+    http_address: str = LOOPBACK
+
+    def arguments(self) -> list[str]:
+        """As tritonserver's arguments."""
+        return [
+            f"--http-port={self.http}",
+            f"--grpc-port={self.grpc}",
+            f"--metrics-port={self.metrics}",
+            *listening(self.address, self.http_address),
+        ]
+
+
+class Supervisor:
+    """Serves a repository until it is told to stop, by SIGTERM or SIGINT.
+
+    Args:
+        model: the ensemble's name, whose requests are waited for at the end.
+        arguments: more of tritonserver's own.
+        say: takes what happens, a line each.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        model: str,
+        ports: Ports,
+        arguments: Sequence[str] = (),
+        say: Callable[[str], None] = lambda line: _write(f"{line}\n".encode()),
+    ) -> None:
+        self._arguments = [f"--model-repository={repository.resolve()}", *ports.arguments(), *arguments]
+        self._repository = repository
+        self._model = model
+        self._ports = ports
+        self._say = say
+
+    def run(self) -> int:
+        """Serve. Returns the exit code: 0 after an orderly stop, else what ended the last server.
+
+        Raises:
+            ServerError: a port is taken, the repository is missing, or the server does not start.
+        """
+        check_repository(self._repository)
+        check_ports(self._arguments)
+        failed, begun = 0, False
+        with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="lastrow-serve-") as folder:
+            while True:
+                drain = Path(folder) / "drain"
+                running = _Running(self._arguments, drain, self._ports)
+                try:
+                    reason = self._watch(running, stop)
+                    if reason is None:
+                        return self._stop(running, drain)
+                    failed, begun = 0, True
+                    self._say(f"{reason}; starting again")
+                except ServerError as e:
+                    failed += 1
+                    if not begun or failed == GIVE_UP_AFTER:
+                        raise
+                    self._say(f"{e}; trying again")
+                finally:
+                    running.processes.kill()
+                if stop.wait(_pause(failed)):
+                    return 0
+
+    def _watch(self, running: _Running, stop: StopRequest) -> str | None:
+        """Wait until the server is ready, then until it breaks; why it broke, None where the supervisor is to stop."""
+        start, ready = time.monotonic(), False
+        while not stop.wait(LOOK_EVERY_S):
+            code = running.processes.returncode
+            if code is not None:
+                if not ready:
+                    raise ServerError(f"tritonserver ended with exit code {code} while it started. {running.causes()}")
+                return f"tritonserver ended with exit code {code}"
+            dead = running.processes.dead_stubs(0.0 if ready else BURIED_WITHIN_S)
+            if dead and not ready:
+                raise ServerError(f"tritonserver does not start: {', '.join(dead)} died. {running.causes()}")
+            if dead:
+                return f"{', '.join(dead)} died"
+            if not ready and running.ready():
+                ready = True
+                self._say(f"{self._model} is ready: gRPC {url(self._ports.address, self._ports.grpc)}")
+            if not ready and time.monotonic() - start > START_S:
+                raise ServerError(f"tritonserver was not ready after {START_S:.0f} s. {running.causes()}")
+        return None
+
+    def _stop(self, running: _Running, drain: Path) -> int:
+        """New requests are refused from here on; those under way get their answers; then the server ends."""
+        drain.touch()
+        if running.ready():
+            self._say("stopping: finishing what is under way")
+            quiet_s = max(QUIET_S, QUIET_MEANS * running.mean_s(self._model))
+            deadline, last, since = time.monotonic() + DRAIN_S, running.progress(self._model), time.monotonic()
+            while time.monotonic() < deadline and time.monotonic() - since < quiet_s:
+                time.sleep(LOOK_EVERY_S / 5)
+                progress = running.progress(self._model)
+                if progress != last or progress[1]:
+                    last, since = progress, time.monotonic()
+        return running.processes.end(EXIT_S)
+
+
+class _Running:
+    """One tritonserver, its log, and what it says of itself."""
+
+    def __init__(self, arguments: Sequence[str], drain: Path, ports: Ports) -> None:
+        self._ports = ports
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        read, write = os.pipe()
+        self.processes = Processes(arguments, write, {DRAIN: str(drain)})
+        os.close(write)
+        threading.Thread(target=self._relay, args=(os.fdopen(read, "rb"),), daemon=True).start()
+
+    def _relay(self, lines: IO[bytes]) -> None:
+        """Pass the server's log on, and keep the end of it: it says why models did not load."""
+        with lines:
+            for line in lines:
+                _write(line)
+                self._log.append(line.decode(errors="replace"))
+
+    def causes(self) -> str:
+        return failures("".join(self._log))
+
+    def ready(self) -> bool:
+        return self._get(self._ports.http, "/v2/health/ready") is not None
+
+    def progress(self, model: str) -> tuple[float, float]:
+        """How many requests were answered, and how many wait before some step that will take them.
+
+        Those before the first step it refuses: callers who ask again and again would keep a server that stops from ending.
+        """
+        metrics = self._metrics()
+        return metrics("request_success", model), metrics("pending_request_count", rf"(?!{PREPROCESS}\")[^\"]*")
+
+    def mean_s(self, model: str) -> float:
+        """How long a request took so far, queues included."""
+        metrics = self._metrics()
+        return metrics("request_duration_us", model) / 1e6 / max(metrics("request_success", model), 1)
+
+    def _metrics(self) -> Callable[[str, str], float]:
+        """What Triton counts, summed over all the models whose name matches."""
+        text = self._get(self._ports.metrics, "/metrics") or ""
+
+        def total(name: str, model: str) -> float:
+            lines = rf'^nv_inference_{name}\{{.*model="{model}".*\}} (\S+)$'
+            return sum(float(value) for value in re.findall(lines, text, re.MULTILINE))
+
+        return total
+
+    def _get(self, port: int, path: str) -> str | None:
+        """A page of the server's; None while there is none."""
+        connection = http.client.HTTPConnection(reached(self._ports.http_address), port, timeout=2.0)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.read().decode() if answer.status == http.client.OK else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+
+def _write(line: bytes) -> None:
+    """To stderr. A reader that is gone, or a full disk, ends neither the server, whose log this is, nor its watch.
+
+    Past Python's own buffer, which would keep what could not be written, and fail over it again at the very end.
+    """
+    if sys.stderr is None:  # closed by whoever started this
+        return
+    with contextlib.suppress(OSError):
+        while line:
+            line = line[os.write(sys.stderr.fileno(), line) :]
+
+
+def _pause(failed: int) -> float:
+    """Seconds before the next start: none after a first fault, then doubling."""
+    return 0.0 if failed == 0 else min(FIRST_PAUSE_S * 2 ** (failed - 1), LONGEST_PAUSE_S)
