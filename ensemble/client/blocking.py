@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, remaining
 from ensemble.client.shared_memory import SharedMemory
-from ensemble.history import History
+from ensemble.learners.history import History
 from ensemble.spec import Spec
 
 

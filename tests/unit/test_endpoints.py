@@ -62,7 +62,7 @@ def test_it_starts_a_server_where_nothing_is_installed(tmp_path: Path, environme
     server = tmp_path / "tritonserver"
     server.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     server.chmod(0o755)
-    script = ROOT / "ensemble" / "endpoints.py"
+    script = ROOT / "build" / "server" / "endpoints.py"
     done = subprocess.run(
         [sys.executable, "-I", "-S", script, "--model-repository=/a folder", "--grpc-port=1"],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", **environment},
