@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from ensemble.client import Client
@@ -24,6 +25,12 @@ def opened(served: Served, tmp_path: Path):
 def served_by_the(number: int, opened: Supervised) -> None:
     """Wait until so many servers, one after the other, have come up."""
     wait_until(lambda: opened.said("is ready: gRPC") == number and opened.ready(), 90, f"server {number} is ready")
+
+
+def halted(process: psutil.Process) -> bool:
+    """Whether all its threads have stopped: a signal is on its way for as long as the one that takes it gets no core."""
+    stats = [Path(f"/proc/{process.pid}/task/{thread.id}/stat").read_text() for thread in process.threads()]
+    return all(stat.rpartition(") ")[2].startswith("T") for stat in stats)
 
 
 def test_a_client_goes_on_when_its_server_does(opened: Supervised, served: Served):
@@ -51,6 +58,7 @@ def test_a_server_that_halts_holds_nobody_longer_than_the_deadline(opened: Super
         server = opened.server()
         server.suspend()
         try:
+            wait_until(lambda: halted(server), 10, "every thread of the server has stopped")
             for call in (lambda: local.predict(learner(9)), lambda: local.predict(learner(9)), local.status):
                 with pytest.raises(DeadlineExceededError):
                     call()

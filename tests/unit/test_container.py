@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from build.container import health
+from build.deploy.container import health
 
 from build import ROOT
 

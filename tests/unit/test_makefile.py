@@ -82,7 +82,7 @@ def test_what_no_goal_takes_is_refused(words: list[str], message: str | None):
 
 def test_a_refused_command_does_nothing(tmp_path: Path):
     for name in ("Makefile", "build/make/variables.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "build" / "artifacts").mkdir()
     refused = run(tmp_path, "clean", "NETWORK=gru")
