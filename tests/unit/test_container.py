@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from build.deploy.container import health
 
 from build import ROOT
+from build.deploy.container import health
 
 FOLDER = ROOT / "build" / "deploy" / "container"
 
