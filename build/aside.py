@@ -1,4 +1,7 @@
-"""Files made beside their place, then moved into it: nobody ever reads half of one, and a failure leaves what was there."""
+"""Files made beside their place, then moved into it: nobody ever reads half of one, and a failure leaves what was there.
+
+Not synced to the disk: all of it can be made again after a power cut.
+"""
 
 from __future__ import annotations
 

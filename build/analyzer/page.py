@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from build import aside
 from build.analyzer import result
 from build.analyzer.profile import SEED_DELAY_US
 from build.analyzer.result import Point, Setting
@@ -86,9 +87,7 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
             files=found["files"],
         )
     )
-    aside = folder / "report.html.tmp"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(folder / "report.html")
+    aside.write(folder / "report.html", text)
     return [folder / "report.html", *written]
 
 

@@ -12,12 +12,11 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import NoReturn
 
-from build import ARTIFACTS
+from build import ARTIFACTS, aside
 from ensemble.errors import LastrowError
 
 WHEEL = "tritonclient==2.50.0"
@@ -75,20 +74,19 @@ def _install(folder: Path) -> None:
     if package is None or not package.submodule_search_locations:
         raise PerfAnalyzerError("no perf_analyzer on the PATH and no nvidia-pytriton installed; run `make setup`")
     root = Path(package.submodule_search_locations[0]).parent / "nvidia_pytriton.libs"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+    with aside.beside(folder) as made:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         done = subprocess.run(
-            [*command, "--platform", WHEEL_PLATFORM, "--dest", aside, WHEEL],
+            [*command, "--platform", WHEEL_PLATFORM, "--dest", str(made), WHEEL],
             capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode:
             raise PerfAnalyzerError(f"cannot download {WHEEL}: {done.stderr.strip()[-500:]}; {INSTEAD}")
-        whole = Path(aside) / "whole"
+        whole = made / "whole"
         whole.mkdir()
-        (wheel,) = Path(aside).glob("*.whl")
+        (wheel,) = made.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             (whole / "perf_analyzer").write_bytes(archive.read(MEMBER))
         (whole / "perf_analyzer").chmod(0o755)

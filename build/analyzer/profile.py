@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jinja2
 
-from build import ROOT
+from build import ROOT, aside
 from build.bench.caller import windows
 from build.model.simulation import simulate
 from build.progress import console
@@ -294,7 +294,5 @@ def write(spec: Spec) -> None:
                 said = f"{path} is not what `make repo` wrote: left as it is; move it away to have it made anew"
                 console.print(said, highlight=False, soft_wrap=True)
         elif written.get(name) != manifest.digest(content) or not path.exists():
-            aside = path.with_suffix(".tmp")
-            aside.write_bytes(content)
-            aside.replace(path)
+            aside.write(path, content)
     manifest.update(CONFIGS, written, wanted)

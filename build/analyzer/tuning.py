@@ -9,6 +9,7 @@ from typing import Any
 
 import tomlkit
 
+from build import aside
 from build.analyzer.result import Setting
 from build.bench import contest, machine
 from build.bench.contest import Contender
@@ -79,13 +80,11 @@ def write(workspace: Workspace, setting: Setting, gain: Gain) -> repository.Buil
         _set(document, ("batching", "max_batch_size"), setting.max_batch_size)
         for key, value in record(gain).items():
             _set(document, ("tuned", key), value)
-        aside = spec_file.with_name(f".{spec_file.name}.tuned")
-        aside.write_text(tomlkit.dumps(document), encoding="utf-8")
-        try:
-            built = repository.build(Spec.read(aside), workspace.checkpoint, workspace.out)
-            aside.replace(spec_file)
-        finally:
-            aside.unlink(missing_ok=True)
+        with aside.beside(spec_file) as folder:
+            tuned = folder / spec_file.name
+            tuned.write_text(tomlkit.dumps(document), encoding="utf-8")
+            built = repository.build(Spec.read(tuned), workspace.checkpoint, workspace.out)
+            tuned.replace(spec_file)
     except OSError as e:
         raise TuningError(f"cannot write the spec {spec_file}: {e.strerror} ({e.filename})") from e
     return built

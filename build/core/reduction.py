@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast, get_args
@@ -10,6 +9,7 @@ from typing import cast, get_args
 import onnx_ir as ir
 from rich.table import Table
 
+from build import aside
 from build.core.battery import HALF_TOLERANCE, TOLERANCE, Proof, prove
 from build.core.reduce import Declared, Reduction, ReductionError, Select, reduce
 from build.core.reduce.file import load, save
@@ -61,13 +61,12 @@ def reduce_file(
         ) from e
     progress(0.5, "compare")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".lastrow-") as folder:
-            aside = Path(folder) / out.name
-            save(reduction.model, aside)
+        with aside.beside(out) as folder:
+            made = folder / out.name
+            save(reduction.model, made)
             allowed = HALF_TOLERANCE if _half(full) else TOLERANCE
-            proof = prove(path, aside, reduction.inputs, output or names[0], kind, time_axis, allowed, _part(progress))
-            for file in Path(folder).iterdir():
+            proof = prove(path, made, reduction.inputs, output or names[0], kind, time_axis, allowed, _part(progress))
+            for file in folder.iterdir():
                 file.replace(out.parent / file.name)
     except OSError as e:
         raise ReductionError(f"cannot write {out}: {e.strerror}") from e

@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build import ROOT
+from build import ROOT, aside
 from build.model import checkpoint as checkpoints
 from build.model.checkpoint import digest, outside
 from build.repository import config, manifest, sources
@@ -61,11 +60,10 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
     try:
         written = manifest.read(out)
         _check_owner(out, files, written)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".lastrow-") as aside:
+        with aside.beside(out) as folder:
             moves: dict[Path, Path] = {}
             if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in weights):
-                made, parity = _make_core(spec, checkpoint, wanted, Path(aside))
+                made, parity = _make_core(spec, checkpoint, wanted, folder)
                 moves |= {core.with_name(file.name): file for file in made}
                 stale = [file for file in weights if FINGERPRINT in found and file not in moves]
             else:
@@ -73,7 +71,7 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
             for number, (name, content) in enumerate(files.items()):
                 target = out / name
                 if not target.is_file() or target.read_bytes() != content:
-                    moves[target] = Path(aside) / str(number)
+                    moves[target] = folder / str(number)
                     moves[target].write_bytes(content)
             for target, source in moves.items():
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +162,7 @@ def metadata(model: Path) -> dict[str, str]:
         return {}
 
 
-def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[list[Path], float]:
+def _make_core(spec: Spec, checkpoint: Path, wanted: str, folder: Path) -> tuple[list[Path], float]:
     """Export, reduce, compare. Returns the core's files, weights first where they lie apart, and the largest difference."""
     from build.core import parity
     from build.core.battery import prove
@@ -176,12 +174,12 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
     with bar("export to ONNX") as update:
         model = None if spec.network.type == "onnx" else checkpoints.load(checkpoint, spec)
         full = adopt(checkpoint, spec) if model is None else export(model, spec)
-        full_file, core_file = aside / "full.onnx", aside / "model.onnx"
+        full_file, core_file = folder / "full.onnx", folder / "model.onnx"
         save(full.model, full_file)
         update(0.7, "reduce")
         reduction = cut(full.model, spec) if spec.reduce.where == "core" else None
         core = full.model.clone() if reduction is None else reduction.model
-        save(core, aside / "cut.onnx")
+        save(core, folder / "cut.onnx")
         core = widen(lower(core, spec.export.precision), spec)
         save(core, core_file)
     with bar("parity") as update:
@@ -191,12 +189,12 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, aside: Path) -> tuple[
     if reduction is not None:
         with bar("cut against full") as update:
             proof = prove(
-                full_file, aside / "cut.onnx", reduction.inputs, spec.tensors.all_logits.name, progress=update
+                full_file, folder / "cut.onnx", reduction.inputs, spec.tensors.all_logits.name, progress=update
             )
             update(1.0, f"largest difference {proof.difference:.1e}")
     core.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(worst)})
     save(core, core_file)
-    return sorted(aside.glob(f"{core_file.name}*"), reverse=True), worst
+    return sorted(folder.glob(f"{core_file.name}*"), reverse=True), worst
 
 
 def cut(full: ir.Model, spec: Spec) -> Reduction:

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from build import aside
+
 NAME = ".lastrow.sha256"  # in the form of sha256sum, which reads it with --check
 
 
@@ -39,9 +41,9 @@ def update(folder: Path, written: Mapping[str, str], wanted: Mapping[str, bytes]
             _remove(folder, folder / name)
     content, path = of(wanted), folder / NAME
     if not path.is_file() or path.read_bytes() != content:
-        aside = path.with_suffix(".part")
-        aside.write_bytes(content)
-        aside.replace(path)
+        with aside.beside(folder) as made:  # not in it: Triton may poll the folder, and takes what is there for a model
+            (made / NAME).write_bytes(content)
+            (made / NAME).replace(path)
 
 
 def is_written(folder: Path, name: str, written: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from build import ARTIFACTS, ROOT
+from build import ARTIFACTS, ROOT, aside
 from build.progress import console
 from ensemble.errors import SpecError
 from ensemble.learners.history import History
@@ -227,11 +227,8 @@ def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path) -> Path:
             _check_facts(path, found, stamp.get("facts", {}), wanted)
             console.print(f"{path} was changed since it was derived: used as it is", highlight=False, soft_wrap=True)
             return path
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
     stamp = {"sha256": _digest(text), "facts": wanted}
-    aside.write_text(f"{INTRODUCTION}{STAMP}{json.dumps(stamp)}\n{text}", encoding="utf-8")
-    aside.replace(path)
+    aside.write(path, f"{INTRODUCTION}{STAMP}{json.dumps(stamp)}\n{text}")
     return path
 
 

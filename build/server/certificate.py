@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from build import aside
 from ensemble.errors import LastrowError
 
 DAYS = 30
@@ -76,11 +76,10 @@ def make(folder: Path, renew: bool = False) -> Files:
         if not renew and any((folder / name).exists() for name in NAMES):
             _check(files)
             return files
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".lastrow-") as aside:
-            _write_all(Files(Path(aside)))
+        with aside.beside(files.ca) as made:
+            _write_all(Files(made))
             for name in NAMES:
-                (Path(aside) / name).replace(folder / name)
+                (made / name).replace(folder / name)
     except OSError as e:
         raise CertificateError(f"cannot write certificates into {folder}: {e.strerror} ({e.filename})") from e
     return files

@@ -17,12 +17,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import ARTIFACTS, ROOT
+from build import ARTIFACTS, ROOT, aside
 from build.server.errors import ServerError
 
 STUB = "triton_python_backend_stub"
@@ -159,14 +158,13 @@ def _backends(server: Path, stub: Path) -> Path:
     # Named by its content: what is there is complete, and a server that runs from it keeps it while another is made.
     folder = ARTIFACTS / "backends" / digest.hexdigest()[:16]
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        with aside.beside(folder) as made:
             for name, source in parts.items():
-                target = Path(aside) / "whole" / name
+                target = made / "whole" / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
             with contextlib.suppress(FileExistsError, OSError):  # another process was first, with the same content
-                (Path(aside) / "whole").rename(folder)
+                (made / "whole").rename(folder)
         if not folder.is_dir():
             raise ServerError(f"cannot write {folder}; check the disk and its permissions")
     return folder

@@ -15,6 +15,7 @@ import numpy as np
 import tomlkit
 import tritonclient.grpc as grpcclient
 
+from build import aside
 from build.bench import contest, load, machine
 from build.bench.caller import Caller, answers_of, connect, full_windows
 from build.bench.cell import Cell
@@ -313,11 +314,8 @@ def hops(spec: Spec, rung: Rung) -> dict[str, int]:
 
 
 def save(report: dict[str, Any], path: Path) -> None:
-    """Write the report aside, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    """Write the report."""
+    aside.write(path, json.dumps(report, indent=1) + "\n")
 
 
 def _possible(rung: Rung, workspace: Workspace, device: str | None) -> Rung:

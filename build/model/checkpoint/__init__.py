@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from build import aside
 from ensemble.errors import LastrowError
 from ensemble.spec import ModuleNetwork, Spec
 
@@ -45,10 +46,10 @@ def save(model: nn.Module, path: Path) -> None:
     """Write the model's state_dict; the file appears whole or not at all."""
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    torch.save(model.state_dict(), aside)
-    aside.replace(path)
+    with aside.beside(path) as folder:
+        made = folder / path.name
+        torch.save(model.state_dict(), made)
+        made.replace(path)
 
 
 def describe(path: Path, factory: str | None = None) -> dict[str, dict[str, Any]]:
