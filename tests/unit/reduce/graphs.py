@@ -15,6 +15,7 @@ from build.core.reduce import Declared, Reduction, Select, reduce
 SIZES = ((1, 1), (1, 7), (3, 1), (2, 29), (2, 5), (3, 4), (4, 19))  # batch, time
 SELECTS: tuple[Select, ...] = ("last", "row", "mean", "max")
 TIME = 101  # a prime that no other axis of a test has: what is a multiple of it has time inside
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 Operand = str | np.ndarray | Sequence[int] | None
 
@@ -80,6 +81,70 @@ class Graph:
         graph = helper.make_graph(self._nodes, "graph", self._inputs, values, self._constants)
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
         return ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+def square(g: Graph, *, axes: tuple[int, int] = (0, 1)) -> str:
+    """A table of every row against every row, the same for every learner."""
+    time = g.size("x", 1)
+    shape = [TIME + 1 if axis in axes else 1 for axis in range(max(axes) + 1)]
+    return g.op("Slice", g.weight(*shape), [0, 0], g.op("Concat", time, time, axis=0), list(axes))
+
+
+def flat(g: Graph, value: str, width: int) -> str:
+    """[batch, time, width] to [batch x time, width]."""
+    return g.op("Reshape", value, [-1, width])
+
+
+def back(g: Graph, value: str, width: int) -> str:
+    """[batch x time, width] to [batch, time, width]."""
+    return g.op("Reshape", value, g.op("Concat", g.op("Shape", "x", end=2), [width], axis=0))
+
+
+def heads(g: Graph, value: str, count: int, width: int) -> str:
+    """[batch, time, count x width] to [batch, count, time, width]."""
+    return g.op("Transpose", g.op("Reshape", value, [0, 0, count, width]), perm=[0, 2, 1, 3])
+
+
+def joined(g: Graph, value: str, width: int) -> str:
+    """And back."""
+    return g.op("Reshape", g.op("Transpose", value, perm=[0, 2, 1, 3]), [0, 0, width])
+
+
+def causal(g: Graph, x: str) -> str:
+    """BOOL [time, time]: which keys a query sees."""
+    numbers = g.op("Range", np.array(0), g.op("Squeeze", g.size(x, 1)), np.array(1))
+    return g.op("LessOrEqual", g.op("Unsqueeze", numbers, [0]), g.op("Unsqueeze", numbers, [1]))
+
+
+def decomposed(g: Graph, x: str, count: int, width: int, mask: str) -> str:
+    """Self attention from single operators, as exporters write it."""
+    q, k, v = (heads(g, g.op("MatMul", x, g.weight(count * width, count * width)), count, width) for _ in range(3))
+    scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
+    if mask == "where":
+        scores = g.op("Where", causal(g, x), scores, np.array(-np.inf, np.float32))
+    elif mask == "add":
+        never = g.op("Where", causal(g, x), np.array(0, np.float32), np.array(-np.inf, np.float32))
+        scores = g.op("Add", scores, never)
+    elif mask == "trilu":
+        ones = g.op("Expand", np.array(True), g.op("Concat", g.size(x, 1), g.size(x, 1), axis=0))
+        seen = g.op("Unsqueeze", g.op("Trilu", g.op("Cast", ones, to=INT64), upper=0), [0, 1])
+        scores = g.op("Where", g.op("Cast", seen, to=BOOL), scores, np.array(-1e9, np.float32))
+    return joined(g, g.op("MatMul", g.op("Softmax", scores), v), count * width)
+
+
+def recurrent(
+    g: Graph, op: str, x: str, width: int, hidden: int, *more: str | None, directions: int = 1, **attributes: object
+) -> list[str]:
+    """[time, batch, width] to every state [time, directions, batch, hidden] and the last."""
+    rows = GATES[op] * hidden
+    weights = [g.weight(directions, rows, width), g.weight(directions, rows, hidden)]
+    return g.ops(op, 2, x, *weights, *more, hidden_size=hidden, **attributes)
+
+
+def layer(g: Graph, op: str, x: str, width: int, hidden: int, *more: str | None, **attributes: object) -> str:
+    """The same from [batch, time, width] to [batch, time, hidden]."""
+    states = recurrent(g, op, g.op("Transpose", x, perm=[1, 0, 2]), width, hidden, *more, **attributes)[0]
+    return g.op("Transpose", g.op("Squeeze", states, [1]), perm=[1, 0, 2])
 
 
 def check(
