@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from build.core.reduce import Declared, Select
-from tests.unit.reduce.composition import BATCH, IDS, TIME, Example, Given, Options
+from tests.unit.reduce.example import Example, Options
+from tests.unit.reduce.inputs import BATCH, IDS, TIME, Given
 from tests.unit.reduce.test_fuzz import examine
 
 WIDTH, HEADS, LONGEST = 8, 2, 32

@@ -18,8 +18,9 @@ import build.core.reduce
 from build.core import battery
 from build.core.reduce import Declared, Inputs, ReductionError
 from build.core.reduction import reduce_file
-from tests.unit.reduce.composition import BATCH, FLOAT16, PADDING, STEPS, TIME, Example, Given, Options
-from tests.unit.reduce.graphs import BOOL, FLOAT, INT64, Graph
+from tests.unit.reduce.example import Example, Options
+from tests.unit.reduce.graphs import BOOL, FLOAT, FLOAT16, INT64, Graph
+from tests.unit.reduce.inputs import BATCH, PADDING, STEPS, TIME, Given
 from tests.unit.reduce.test_fuzz import examine
 
 IDS = Given("ids", "ids", (BATCH, TIME), np.int64)

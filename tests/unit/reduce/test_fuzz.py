@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from build.core.reduce import ReductionError, Select
 from build.core.reduction import PassError, reduce_file
-from tests.unit.reduce.composition import BATCH, STEPS, TIME, Example, compose
+from tests.unit.reduce.example import Example, compose
 from tests.unit.reduce.graphs import pooled
+from tests.unit.reduce.inputs import BATCH, STEPS, TIME
 
 Array = np.ndarray
 
