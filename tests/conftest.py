@@ -149,11 +149,6 @@ def postprocess() -> ModuleType:
     return load_module(ROOT / "models" / "postprocess" / "1" / "model.py")
 
 
-@pytest.fixture(scope="session")
-def onnxruntime_backend() -> ModuleType:
-    return load_module(ROOT / "build" / "server" / "backends" / "onnxruntime" / "model.py")
-
-
 @dataclass(frozen=True)
 class Served:
     spec: Spec

@@ -144,11 +144,12 @@ def _libpython(python: str, given: Sequence[str]) -> list[str]:
 
 def _backends(server: Path, stub: Path) -> Path:
     """The backend folder, its parts copied side by side: Triton refuses a library that links out of its folder."""
+    own = ROOT / "build" / "server" / "backends"
     parts = {
         "python/libtriton_python.so": server / "backends" / "python" / "libtriton_python.so",
         "python/triton_python_backend_utils.py": server / "backends" / "python" / "triton_python_backend_utils.py",
         f"python/{STUB}": stub,
-        "onnxruntime/model.py": ROOT / "build" / "server" / "backends" / "onnxruntime" / "model.py",
+        **{path.relative_to(own).as_posix(): path for path in sorted(own.glob("onnxruntime/**/*.py"))},
     }
     digest = hashlib.sha256()
     for name, source in parts.items():

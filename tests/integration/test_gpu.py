@@ -16,6 +16,7 @@ from build.model.network import create
 from build.repository import assembly as repository
 from build.repository.workspace import NETWORKS
 from build.server import Server
+from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, settings
 from ensemble.client import Client
 from ensemble.spec import Spec
 from tests.conftest import answer_of, learner
@@ -40,15 +41,15 @@ def on_a_gpu(network: str, precision: str, graphs: bool) -> Spec:
 @pytest.mark.parametrize("graphs", [False, True], ids=["plain", "graphs"])
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_answers_are_those_of_pytorch_in_float64(onnxruntime_backend, network, precision, graphs, tmp_path):
+def test_the_answers_are_those_of_pytorch_in_float64(network, precision, graphs, tmp_path):
     spec = on_a_gpu(network, precision, graphs)
     torch.manual_seed(0)
     model = create(spec).eval()
     checkpoint.save(model, tmp_path / "model.pt")
     core = repository.build(spec, tmp_path / "model.pt", tmp_path / "models").folder / "core" / "1" / "model.onnx"
     configuration = as_triton_says(spec)
-    session = onnxruntime_backend.open_session(configuration, core, "GPU", 0, graphs)
-    binder = onnxruntime_backend.capture_all(configuration, session, "cuda", 0, no_warning)
+    session = settings.open_session(configuration, core, "GPU", 0, graphs)
+    binder = binding.capture_all(configuration, session, "cuda", 0, no_warning)
     assert len(binder.captured) == (len(WIDTHS) * len(SIZES) if graphs else 0)
     model.double()
     for lengths in ((0,), (1,), (512,), (3, 0, 64), (512, 1, 200, 64, 65), tuple(range(20))):

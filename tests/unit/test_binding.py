@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Set
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from build.bench.ladder.device import as_triton_says
 from build.core.export import export
 from build.core.reduce.file import save
 from build.repository import assembly as repository
+from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, settings
+from build.server.backends.onnxruntime.lastrow_onnxruntime.errors import ConfigError
 from ensemble.spec import Spec
 from tests.conftest import resized, untrained
 
@@ -95,12 +96,12 @@ def no_warning(message: str) -> None:
     raise AssertionError(message)
 
 
-def binder_of(backend: ModuleType, core: tuple[Spec, Path], session: ort.InferenceSession) -> Any:
-    return backend.capture_all(as_triton_says(core[0]), session, "cpu", 0, no_warning)
+def binder_of(core: tuple[Spec, Path], session: ort.InferenceSession) -> Any:
+    return binding.capture_all(as_triton_says(core[0]), session, "cpu", 0, no_warning)
 
 
-def test_a_graph_is_made_for_every_size_and_every_width(onnxruntime_backend, core, session):
-    binder = binder_of(onnxruntime_backend, core, session)
+def test_a_graph_is_made_for_every_size_and_every_width(core, session):
+    binder = binder_of(core, session)
     shapes = {(size, dict(key)["recent_problem_ids"]) for size, key in binder.captured}
     assert shapes == set(itertools.product(SIZES, [(width,) for width in WIDTHS]))
     graphs = [bound.options.get_run_config_entry("gpu_graph_id") for bound in binder.captured.values()]
@@ -110,8 +111,8 @@ def test_a_graph_is_made_for_every_size_and_every_width(onnxruntime_backend, cor
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 20])
 @pytest.mark.parametrize("width", [*WIDTHS, 16])
-def test_bound_and_padded_answers_are_the_same(onnxruntime_backend, core, session, count, width):
-    binder = binder_of(onnxruntime_backend, core, session)
+def test_bound_and_padded_answers_are_the_same(core, session, count, width):
+    binder = binder_of(core, session)
     feeds = learners(count, width)
     (bound,) = binder.run(feeds, ["logits"])
     (plain,) = session.run(["logits"], feeds)
@@ -121,8 +122,8 @@ def test_bound_and_padded_answers_are_the_same(onnxruntime_backend, core, sessio
     assert len(binder.bound(feeds).staged["lengths"]) == padded
 
 
-def test_buffers_stay_where_they_are(onnxruntime_backend, core, session):
-    binder = binder_of(onnxruntime_backend, core, session)
+def test_buffers_stay_where_they_are(core, session):
+    binder = binder_of(core, session)
     addresses = set()
     for seed, count in enumerate((3, 4, 3, 4)):
         feeds = learners(count, 32, seed)
@@ -147,18 +148,18 @@ def length_aware(spec, tmp_path_factory) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def test_what_a_node_wants_on_the_cpu_is_todays(onnxruntime_backend, length_aware):
-    binder = onnxruntime_backend.Binder(Gpu(length_aware, {"lengths"}), "cpu")
+def test_what_a_node_wants_on_the_cpu_is_todays(length_aware):
+    binder = binding.Binder(Gpu(length_aware, {"lengths"}), "cpu")
     for seed in range(4):
         feeds = learners(3, 32, seed)
         (expected,) = length_aware.run(["logits"], feeds)
         np.testing.assert_allclose(binder.run(feeds, ["logits"])[0], expected, atol=1e-6)
 
 
-def test_no_graph_is_kept_of_what_a_node_wants_on_the_cpu(onnxruntime_backend, core, length_aware):
+def test_no_graph_is_kept_of_what_a_node_wants_on_the_cpu(core, length_aware):
     said: list[str] = []
     session = Gpu(length_aware, {"lengths"})
-    binder = onnxruntime_backend.capture_all(as_triton_says(core[0]), session, "cpu", 0, said.append)
+    binder = binding.capture_all(as_triton_says(core[0]), session, "cpu", 0, said.append)
     assert not binder.captured
     assert len(said) == len(WIDTHS)
     assert all("batch of 1: replayed, it answers otherwise than computed anew" in line for line in said)
@@ -166,9 +167,9 @@ def test_no_graph_is_kept_of_what_a_node_wants_on_the_cpu(onnxruntime_backend, c
     np.testing.assert_allclose(binder.run(feeds, ["logits"])[0], length_aware.run(None, feeds)[0], atol=1e-6)
 
 
-def test_a_graph_reads_what_is_in_its_buffers(onnxruntime_backend, core, session):
+def test_a_graph_reads_what_is_in_its_buffers(core, session):
     gpu = Gpu(session)
-    binder = onnxruntime_backend.capture_all(as_triton_says(core[0]), gpu, "cpu", 0, no_warning)
+    binder = binding.capture_all(as_triton_says(core[0]), gpu, "cpu", 0, no_warning)
     assert len(gpu.graphs) == len(binder.captured) == len(SIZES) * len(WIDTHS)
     for seed, (count, width) in enumerate(itertools.product((1, 3, 4), WIDTHS)):
         feeds = learners(count, width, seed)
@@ -176,7 +177,7 @@ def test_a_graph_reads_what_is_in_its_buffers(onnxruntime_backend, core, session
     assert len(binder.others) == 0
 
 
-def test_a_refused_graph_keeps_its_number(onnxruntime_backend, tmp_path):
+def test_a_refused_graph_keeps_its_number(tmp_path):
     # Behind its fourth column the model adds noise: of 5 columns a graph is refused, of 3 it is captured.
     edges = {"starts": [4], "ends": [99], "axes": [1]}
     nodes = [
@@ -191,7 +192,7 @@ def test_a_refused_graph_keeps_its_number(onnxruntime_backend, tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
     session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     said: list[str] = []
-    binder = onnxruntime_backend.capture_all(
+    binder = binding.capture_all(
         {
             "name": "tail",
             "max_batch_size": 8,
@@ -211,27 +212,27 @@ def test_a_refused_graph_keeps_its_number(onnxruntime_backend, tmp_path):
         np.testing.assert_array_equal(binder.run({"x": x}, ["y"])[0], x)
 
 
-def test_every_batch_of_every_width_keeps_its_buffers(onnxruntime_backend, spec, length_aware):
+def test_every_batch_of_every_width_keeps_its_buffers(spec, length_aware):
     made = spec_of(spec, "dkt", "cpu")
     widths = (4, 8, 16, 32)
     made = made.model_copy(update={"model": made.model.model_copy(update={"buckets": widths})})
-    binder = onnxruntime_backend.capture_all(as_triton_says(made), length_aware, "cpu", 0, no_warning)
+    binder = binding.capture_all(as_triton_says(made), length_aware, "cpu", 0, no_warning)
     batches = range(1, made.batching.max_batch_size + 1)
     first = [binder.bound(learners(count, width)) for width in widths for count in batches]
     assert len(first) == 128
     assert [binder.bound(learners(count, width)) for width in widths for count in batches] == first
 
 
-def test_an_answer_is_the_callers_own(onnxruntime_backend, core, session):
-    binder = binder_of(onnxruntime_backend, core, session)
+def test_an_answer_is_the_callers_own(core, session):
+    binder = binder_of(core, session)
     (first,) = binder.run(learners(3, 32, 0), ["logits"])
     kept = first.copy()
     binder.run(learners(4, 32, 1), ["logits"])
     np.testing.assert_array_equal(first, kept)
 
 
-def test_no_row_of_another_batch_is_left(onnxruntime_backend, core, session):
-    binder = binder_of(onnxruntime_backend, core, session)
+def test_no_row_of_another_batch_is_left(core, session):
+    binder = binder_of(core, session)
     full, one = learners(4, 32, 0), learners(3, 32, 1)
     binder.run(full, ["logits"])
     bound = binder.bound(one)
@@ -245,14 +246,14 @@ def test_no_row_of_another_batch_is_left(onnxruntime_backend, core, session):
     np.testing.assert_allclose(after[3], after[0], atol=1e-6)
 
 
-def test_shapes_without_a_graph_are_not_kept_forever(onnxruntime_backend, core, session):
-    binder = onnxruntime_backend.Binder(session, "cpu", kept=3)
+def test_shapes_without_a_graph_are_not_kept_forever(core, session):
+    binder = binding.Binder(session, "cpu", kept=3)
     for width in (3, 4, 5, 3, 6):
         binder.run(learners(1, width), ["logits"])
     assert [dict(key)["recent_problem_ids"] for _, key in binder.others] == [(5,), (3,), (6,)]
 
 
-def test_a_model_that_a_graph_would_not_repeat_goes_without(onnxruntime_backend, tmp_path):
+def test_a_model_that_a_graph_would_not_repeat_goes_without(tmp_path):
     # Its answer changes from run to run, as a length that was captured does against one that is read.
     nodes = [
         helper.make_node("RandomUniformLike", ["x"], ["noise"], dtype=TensorProto.FLOAT),
@@ -263,7 +264,7 @@ def test_a_model_that_a_graph_would_not_repeat_goes_without(onnxruntime_backend,
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
     session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     said: list[str] = []
-    binder = onnxruntime_backend.capture_all(
+    binder = binding.capture_all(
         {
             "name": "noisy",
             "max_batch_size": 8,
@@ -285,26 +286,26 @@ def test_a_model_that_a_graph_would_not_repeat_goes_without(onnxruntime_backend,
     assert ((answer >= 1) & (answer <= 2)).all()
 
 
-def test_what_cannot_be_captured_is_told(onnxruntime_backend, core, session):
+def test_what_cannot_be_captured_is_told(core, session):
     said: list[str] = []
     wrong = as_triton_says(core[0])
     for sample in wrong["model_warmup"]:
         sample["inputs"]["recent_responses"]["dims"] = [3]
-    binder = onnxruntime_backend.capture_all(wrong, session, "cpu", 0, said.append)
+    binder = binding.capture_all(wrong, session, "cpu", 0, said.append)
     assert not binder.captured
     assert len(said) == len(WIDTHS)
     assert all("no CUDA graph for" in line and "batch of 1: " in line for line in said)
 
 
 @pytest.mark.parametrize("given", ["0,1", "2,1", "1,1", "one", "1,64", "1,"])
-def test_wrong_sizes_are_named(onnxruntime_backend, given):
+def test_wrong_sizes_are_named(given):
     wrong = {"max_batch_size": 32, "parameters": {"cuda_graph_batch_sizes": {"string_value": given}}}
-    with pytest.raises(onnxruntime_backend.ConfigError, match=r"rising numbers from 1 to max_batch_size, 32"):
-        onnxruntime_backend.graph_batch_sizes(wrong)
+    with pytest.raises(ConfigError, match=r"rising numbers from 1 to max_batch_size, 32"):
+        settings.graph_batch_sizes(wrong)
 
 
-def test_what_is_not_bound(onnxruntime_backend, core, session):
-    binder = onnxruntime_backend.Binder(session, "cpu")
+def test_what_is_not_bound(core, session):
+    binder = binding.Binder(session, "cpu")
     feeds = learners(2, 8)
     assert binder.takes(feeds)
     assert not binder.takes({name: feeds[name] for name in ("recent_problem_ids", "lengths")})
@@ -312,20 +313,20 @@ def test_what_is_not_bound(onnxruntime_backend, core, session):
     assert not binder.takes({name: value[:0] for name, value in feeds.items()})
 
 
-def test_graphs_are_the_first_providers_matter(onnxruntime_backend, core):
+def test_graphs_are_the_first_providers_matter(core):
     made = as_triton_says(core[0])
-    names = onnxruntime_backend.providers(made, "GPU", 1, graphs=True)
+    names = settings.providers(made, "GPU", 1, graphs=True)
     assert names[0] == ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0", "enable_cuda_graph": "1"})
-    assert "enable_cuda_graph" not in onnxruntime_backend.providers(made, "GPU", 1)[0][1]
+    assert "enable_cuda_graph" not in settings.providers(made, "GPU", 1)[0][1]
     table = core[0].model_dump()
     table["steps"]["core"]["accelerator"] = "tensorrt"
-    (tensorrt, options), (_, cuda), _ = onnxruntime_backend.providers(
+    (tensorrt, options), (_, cuda), _ = settings.providers(
         as_triton_says(Spec.model_validate(table)), "GPU", 0, graphs=True
     )
     assert tensorrt == "TensorrtExecutionProvider"
     assert options["trt_cuda_graph_enable"] == "1"
     assert "enable_cuda_graph" not in cuda
-    assert onnxruntime_backend.unknown_keys(made) == []
+    assert settings.unknown_keys(made) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -333,11 +334,11 @@ def test_graphs_are_the_first_providers_matter(onnxruntime_backend, core):
     ("accelerator", "provider", "libraries"),
     [("cuda", "CUDAExecutionProvider", "CUDA"), ("tensorrt", "TensorrtExecutionProvider", "TensorRT")],
 )
-def test_a_gpu_that_is_not_there_is_named(onnxruntime_backend, core, accelerator, provider, libraries):
+def test_a_gpu_that_is_not_there_is_named(core, accelerator, provider, libraries):
     table = core[0].model_dump()
     table["steps"]["core"]["accelerator"] = accelerator
     made = as_triton_says(Spec.model_validate(table))
-    with pytest.raises(onnxruntime_backend.ConfigError) as raised:
-        onnxruntime_backend.open_session(made, core[1], "GPU", 0, graphs=True)
+    with pytest.raises(ConfigError) as raised:
+        settings.open_session(made, core[1], "GPU", 0, graphs=True)
     for part in ("KIND_GPU on device 0", provider, f"{libraries} libraries installed? Otherwise use KIND_CPU"):
         assert part in str(raised.value)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+
+from build.server.backends.onnxruntime.lastrow_onnxruntime import settings, tensors
+from build.server.backends.onnxruntime.lastrow_onnxruntime.errors import ConfigError
 
 INPUTS = [
     SimpleNamespace(name="ids", type="tensor(int32)", shape=["batch", "time"]),
@@ -34,8 +37,8 @@ def with_parameters(**values: str) -> dict[str, Any]:
     return changed(parameters={key: {"string_value": value} for key, value in values.items()})
 
 
-def test_a_matching_configuration_is_accepted(onnxruntime_backend: ModuleType):
-    onnxruntime_backend.validate(CONFIG, INPUTS, OUTPUTS)
+def test_a_matching_configuration_is_accepted():
+    tensors.validate(CONFIG, INPUTS, OUTPUTS)
 
 
 def no_reshape(config):
@@ -68,31 +71,31 @@ def set_output(**values):
         (set_output(data_type="TYPE_FP16"), "model provides TYPE_FP32"),
     ],
 )
-def test_what_the_native_backend_refuses_is_refused(onnxruntime_backend, change, message):
+def test_what_the_native_backend_refuses_is_refused(change, message):
     config = changed()
     change(config)
-    with pytest.raises(onnxruntime_backend.ConfigError) as raised:
-        onnxruntime_backend.validate(config, INPUTS, OUTPUTS)
+    with pytest.raises(ConfigError) as raised:
+        tensors.validate(config, INPUTS, OUTPUTS)
     assert message in str(raised.value)
 
 
-def test_a_model_of_fixed_batch_cannot_batch(onnxruntime_backend):
+def test_a_model_of_fixed_batch_cannot_batch():
     fixed = [SimpleNamespace(name="logits", type="tensor(float)", shape=[1, 40])]
-    with pytest.raises(onnxruntime_backend.ConfigError, match="first dimension must be -1"):
-        onnxruntime_backend.validate(CONFIG, INPUTS, fixed)
+    with pytest.raises(ConfigError, match="first dimension must be -1"):
+        tensors.validate(CONFIG, INPUTS, fixed)
 
 
-def test_session_options_follow_the_configuration(onnxruntime_backend):
+def test_session_options_follow_the_configuration():
     config = with_parameters(
         intra_op_thread_count="3", inter_op_thread_count="2", execution_mode="1", enable_mem_arena="0"
     )
     config["optimization"] = {"graph": {"level": -1}}
-    options = onnxruntime_backend.session_options(config)
+    options = settings.session_options(config)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
     assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
     assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     assert not options.enable_cpu_mem_arena
-    default = onnxruntime_backend.session_options(with_parameters(intra_op_thread_count="0"))
+    default = settings.session_options(with_parameters(intra_op_thread_count="0"))
     assert default.intra_op_num_threads == ort.SessionOptions().intra_op_num_threads
 
 
@@ -104,17 +107,17 @@ def test_session_options_follow_the_configuration(onnxruntime_backend):
         ("enable_mem_pattern", "perhaps", "enable_mem_pattern is 'perhaps'"),
     ],
 )
-def test_a_wrong_parameter_is_named(onnxruntime_backend, parameter, value, message):
-    with pytest.raises(onnxruntime_backend.ConfigError, match=message):
-        onnxruntime_backend.session_options(with_parameters(**{parameter: value}))
+def test_a_wrong_parameter_is_named(parameter, value, message):
+    with pytest.raises(ConfigError, match=message):
+        settings.session_options(with_parameters(**{parameter: value}))
 
 
 def accelerated(**accelerators: Any) -> dict[str, Any]:
     return changed(optimization={"execution_accelerators": accelerators})
 
 
-def test_providers(onnxruntime_backend):
-    providers = onnxruntime_backend.providers
+def test_providers():
+    providers = settings.providers
     assert [name for name, _ in providers(CONFIG, "CPU", 0)] == ["CPUExecutionProvider"]
     assert providers(CONFIG, "GPU", 2)[0] == ("CUDAExecutionProvider", {"device_id": "2"})
     cuda = accelerated(
@@ -143,25 +146,25 @@ def test_providers(onnxruntime_backend):
         ),
     ],
 )
-def test_unknown_accelerators_are_refused(onnxruntime_backend, accelerators, message):
-    with pytest.raises(onnxruntime_backend.ConfigError, match=message):
-        onnxruntime_backend.providers(accelerated(**accelerators), "GPU", 0)
+def test_unknown_accelerators_are_refused(accelerators, message):
+    with pytest.raises(ConfigError, match=message):
+        settings.providers(accelerated(**accelerators), "GPU", 0)
 
 
-def test_unknown_keys_are_named(onnxruntime_backend):
+def test_unknown_keys_are_named():
     config = with_parameters(intra_op_thread_count="1", turbo="1")
     config["optimization"] = {"graph": {"level": 1}, "cuda": {"graphs": True}}
-    assert onnxruntime_backend.unknown_keys(config) == ["optimization.cuda", "parameters.turbo"]
+    assert settings.unknown_keys(config) == ["optimization.cuda", "parameters.turbo"]
 
 
-def test_an_empty_configuration_is_completed_from_the_model(onnxruntime_backend):
+def test_an_empty_configuration_is_completed_from_the_model():
     config = {"name": "core", "max_batch_size": 0, "input": [], "output": []}
-    onnxruntime_backend.complete(config, INPUTS, OUTPUTS)
+    tensors.complete(config, INPUTS, OUTPUTS)
     assert config["max_batch_size"] == 4
     assert "dynamic_batching" in config
     assert config["input"][0] == {"name": "ids", "data_type": "TYPE_INT32", "dims": [-1]}
     assert config["input"][1]["reshape"] == {"shape": []}
-    onnxruntime_backend.validate(config, INPUTS, OUTPUTS)
+    tensors.validate(config, INPUTS, OUTPUTS)
 
 
 def rows(ids: tuple[int, ...] = (2, 5), lengths: tuple[int, ...] = (2,), dtype: type = np.int32) -> dict[str, Any]:
@@ -182,21 +185,21 @@ def rows(ids: tuple[int, ...] = (2, 5), lengths: tuple[int, ...] = (2,), dtype: 
         ),
     ],
 )
-def test_what_would_be_others_rows_is_refused(onnxruntime_backend, feeds, message):
-    allowed = onnxruntime_backend.allowed_inputs(INPUTS)
-    onnxruntime_backend.check_rows(rows(), allowed)
+def test_what_would_be_others_rows_is_refused(feeds, message):
+    allowed = tensors.allowed_inputs(INPUTS)
+    tensors.check_rows(rows(), allowed)
     with pytest.raises(ValueError, match=r".") as raised:
-        onnxruntime_backend.check_rows(feeds, allowed)
+        tensors.check_rows(feeds, allowed)
     assert message in str(raised.value)
 
 
-def test_a_fixed_axis_is_named(onnxruntime_backend):
-    allowed = onnxruntime_backend.allowed_inputs(OUTPUTS)
-    onnxruntime_backend.check_rows({"logits": np.zeros((1, 40), np.float32)}, allowed)
+def test_a_fixed_axis_is_named():
+    allowed = tensors.allowed_inputs(OUTPUTS)
+    tensors.check_rows({"logits": np.zeros((1, 40), np.float32)}, allowed)
     with pytest.raises(ValueError, match=r"'logits' has shape \[1, 39\]; allowed is \[-1, 40\]"):
-        onnxruntime_backend.check_rows({"logits": np.zeros((1, 39), np.float32)}, allowed)
+        tensors.check_rows({"logits": np.zeros((1, 39), np.float32)}, allowed)
 
 
-def test_a_tensor_in_a_message(onnxruntime_backend):
-    assert onnxruntime_backend.tensor_text("ids", np.array([[3, -7]], np.int32)) == "ids int32 [1, 2] from -7 to 3"
-    assert onnxruntime_backend.tensor_text("ids", np.zeros((2, 0), np.int32)) == "ids int32 [2, 0]"
+def test_a_tensor_in_a_message():
+    assert tensors.text("ids", np.array([[3, -7]], np.int32)) == "ids int32 [1, 2] from -7 to 3"
+    assert tensors.text("ids", np.zeros((2, 0), np.int32)) == "ids int32 [2, 0]"

@@ -5,19 +5,17 @@ Device time is what lies between two CUDA events on the stream that computes: wi
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from google.protobuf.json_format import MessageToDict
 
-from build import ROOT
 from build.repository import config
+from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, settings
+from build.server.backends.onnxruntime.lastrow_onnxruntime.errors import ConfigError
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
@@ -117,7 +115,6 @@ def _torch(
 
 def _core(spec: Spec, core: Path, stream: torch.cuda.Stream) -> Callable[[list[Array]], Callable[[], Array]]:
     """The core through the embedded backend's own session and buffers; its narrowest width, as the first step chooses it."""
-    backend = load_backend()
     configuration = as_triton_says(spec)
     (cuda,) = (
         accelerator
@@ -128,9 +125,9 @@ def _core(spec: Spec, core: Path, stream: torch.cuda.Stream) -> Callable[[list[A
     sizes = bool(spec.steps.core.graph_batch_sizes)
     refused: list[str] = []
     try:
-        session = backend.open_session(configuration, core, "GPU", torch.cuda.current_device(), sizes)
-        binder = backend.capture_all(configuration, session, "cuda", torch.cuda.current_device(), refused.append)
-    except backend.ConfigError as e:
+        session = settings.open_session(configuration, core, "GPU", torch.cuda.current_device(), sizes)
+        binder = binding.capture_all(configuration, session, "cuda", torch.cuda.current_device(), refused.append)
+    except ConfigError as e:
         raise DeviceError(str(e)) from e
     if refused:
         raise DeviceError(refused[0])
@@ -143,7 +140,7 @@ def _core(spec: Spec, core: Path, stream: torch.cuda.Stream) -> Callable[[list[A
         named = zip(tensors, (ids[:, :width], responses[:, :width], lengths), strict=True)
         feeds = {tensor.name: value for tensor, value in named}
         if not spec.steps.core.io_binding:
-            (logits,) = session.run(wanted, feeds, backend.run_options(None))
+            (logits,) = session.run(wanted, feeds, binding.run_options(None))
             return lambda: logits
         bound = binder.bound(feeds)
         bound.compute(feeds)
@@ -160,21 +157,3 @@ def _inputs(windows: list[Array]) -> list[Array]:
 def as_triton_says(spec: Spec) -> dict[str, Any]:
     """The core's configuration in the form in which Triton hands it to a Python-based backend."""
     return MessageToDict(config.repository(spec)[config.CORE], preserving_proto_field_name=True)
-
-
-def load_backend() -> ModuleType:
-    """The embedded onnxruntime backend as a module. Triton imports it otherwise."""
-    package = importlib.util.find_spec("pytriton")
-    if package is None or not package.submodule_search_locations:
-        raise DeviceError("nvidia-pytriton is not installed; run `make setup`")
-    # The server's own triton_python_backend_utils, without which it does not load.
-    folder = str(Path(package.submodule_search_locations[0]) / "tritonserver" / "backends" / "python")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    path = ROOT / "build" / "server" / "backends" / "onnxruntime" / "model.py"
-    found = importlib.util.spec_from_file_location("lastrow_onnxruntime_backend", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
