@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from build.core.reduce.rules import RECURRENT, spell
-from build.core.reduce.shapes import Shapes
+from build.core.reduce.rules import RECURRENT
+from build.core.reduce.shapes import Shapes, spell
 
 # Operators that move numbers about and compute none.
 _MOVES = frozenset(

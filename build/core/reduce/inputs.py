@@ -7,8 +7,8 @@ that it looks up, the positions that it compares a length with), and what cannot
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,95 +17,17 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from build.core.reduce import axes as sized
+from build.core.reduce import readers
 from build.core.reduce.axes import BATCH, TIME
+from build.core.reduce.declared import Declared
 from build.core.reduce.file import open_session, save
 from build.core.reduce.layout import ReductionError
 
 Array = np.ndarray
 Role = Literal["values", "length", "row", "mask"]
 
-_SPECIAL = (
-    0.25  # of drawn numbers: the ends of the range, and what the graph compares with (a padding id, a mask token)
-)
+_SPECIAL = 0.25  # of drawn numbers: the ends of the range, and what the graph compares with
 _PROBED = (2, 3)  # batch, and every other axis, at which it is tried which integers a model takes
-# Operators whose output holds the numbers of their input, in other places or types.
-_KEEPS = frozenset(
-    {
-        *(
-            "Cast",
-            "Concat",
-            "Expand",
-            "Flatten",
-            "Identity",
-            "Reshape",
-            "Slice",
-            "Split",
-            "Squeeze",
-            "Tile",
-            "Transpose",
-        ),
-        *("Unsqueeze", "Where"),
-    }
-)
-# Operators that reckon with integers or pick among them: what they answer may be an index.
-_RECKONS = _KEEPS | {"Abs", "Add", "Clip", "CumSum", "Div", "Gather", "Max", "Min", "Mod", "Mul", "Neg", "Sub"}
-_RECKONS |= {"ReduceMax", "ReduceMin", "ReduceSum", "TopK"}
-_COMPARES = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
-# Operators that look their operand up: the number of the indices among the inputs, and that of the table.
-_LOOKS_UP = {"Gather": (1, 0), "GatherElements": (1, 0), "GatherND": (1, 0), "EmbedLayerNormalization": (0, 2)}
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What somebody says of a model's inputs, by their names.
-
-    Attributes:
-        ranges: the lowest and the highest value, both included.
-        lengths: inputs that hold how many rows of a history are valid, in front of the padding.
-        masks: inputs [batch, time] that are 1 at valid rows and 0 behind them.
-    """
-
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    lengths: frozenset[str] = frozenset()
-    masks: frozenset[str] = frozenset()
-
-    @classmethod
-    def parse(cls, ranges: Sequence[str] = (), lengths: Sequence[str] = (), masks: Sequence[str] = ()) -> Declared:
-        """From a command line's words.
-
-        >>> Declared.parse(["ids=0:9999"]).ranges
-        {'ids': (0.0, 9999.0)}
-
-        Raises:
-            ReductionError: a range is not of the form NAME=LOW:HIGH.
-        """
-        found = {}
-        for text in ranges:
-            name, _, numbers = text.rpartition("=")
-            low, _, high = numbers.partition(":")
-            try:
-                found[name] = (float(low), float(high))
-            except ValueError:
-                name = ""
-            if not name or not found[name][0] <= found[name][1]:
-                raise ReductionError(
-                    f"--range {text}: needed is NAME=LOW:HIGH, both numbers included, as in ids=0:9999"
-                )
-        return cls(found, frozenset(lengths), frozenset(masks))
-
-    def check(self, model: ir.Model) -> None:
-        """Every declared input has to be there, once.
-
-        Raises:
-            ReductionError: it is not.
-        """
-        names = {str(value.name) for value in model.graph.inputs}
-        said = [*self.ranges, *self.lengths, *self.masks]
-        for name in said:
-            if name not in names:
-                raise ReductionError(f"the model has no input {name!r} to declare; it has {', '.join(sorted(names))}")
-            if said.count(name) > 1:
-                raise ReductionError(f"input {name!r} is declared twice; it has a range, or is a length, or is a mask")
 
 
 @dataclass(frozen=True)
@@ -261,8 +183,7 @@ class Inputs:
 def _read(value: ir.Value, axes: tuple[str | int, ...], declared: Declared) -> Input:
     """What is known of an input from what is declared and from the graph alone."""
     name, dtype = str(value.name), np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
-    special = tuple(sorted({number for _, compared, _ in _comparisons(value, _KEEPS) for number in _few(compared)}))
-    read = Input(name, dtype, axes, special=special)
+    read = Input(name, dtype, axes, special=readers.special(value))
     if name in declared.ranges:
         low, high = declared.ranges[name]
         return replace(read, low=low, high=high, known="declared")
@@ -276,88 +197,19 @@ def _read(value: ir.Value, axes: tuple[str | int, ...], declared: Declared) -> I
     if dtype == np.bool_:
         return replace(read, low=0, high=1, known="boolean")
     counts = TIME not in axes and BATCH in axes and all(axis in (BATCH, 1) for axis in axes)
-    if counts and (how := _counted(value, dtype.kind != "f")):
+    if counts and (how := readers.counted(value, dtype.kind != "f")):
         return replace(read, role="length", known=how)
     if dtype.kind == "f":
         return replace(read, known="floating point")
-    moved = _KEEPS - {"Cast"}
-    asked = [node for node, _, _ in _readers(value, moved) if node.op_type not in moved]
-    if asked and all(n.op_type == "Cast" and n.attributes.get_int("to", 0) == ir.DataType.BOOL for n in asked):
+    if readers.asked_whether_zero(value):
         return replace(read, low=0, high=1, known="it is only asked whether it is 0")
     return read
-
-
-def _readers(value: ir.Value, through: frozenset[str]) -> Iterator[tuple[ir.Node, int, ir.Value]]:
-    """Nodes that read a value, or what operators of `through` make of it: node, which input, and what it reads there."""
-    todo, seen = [value], {value}
-    while todo:
-        read = todo.pop()
-        for node, number in read.uses():
-            yield node, number, read
-            if node.op_type in through and (node.op_type, number) != ("Gather", 1):
-                todo += [made for made in node.outputs if made not in seen]
-                seen.update(node.outputs)
-
-
-def _comparisons(value: ir.Value, through: frozenset[str]) -> Iterator[tuple[ir.Node, ir.Value, int]]:
-    """Nodes that compare a value with another, and that one."""
-    for node, number, _ in _readers(value, through):
-        other = node.inputs[1 - number] if node.op_type in _COMPARES else None
-        if other is not None:
-            yield node, other, number
-
-
-def _few(value: ir.Value) -> list[float]:
-    tensor = value.const_value
-    return tensor.numpy().reshape(-1).tolist() if tensor is not None and 0 < tensor.size <= 4 else []
-
-
-def _counted(value: ir.Value, whole: bool) -> str:
-    """By what an input [batch] is known to count rows; empty where nothing says so."""
-    for node, number, _ in _readers(value, _RECKONS):
-        if node.op_type in ("LSTM", "GRU", "RNN") and number == 4:
-            return f"{node.op_type} takes it for lengths"
-        if (
-            node.op_type in _LOOKS_UP
-            and number == 1
-            and node.inputs[0] is not None
-            and node.inputs[0].const_value is None
-        ):
-            return f"{node.op_type} picks rows by it"
-        if node.op_type == "Range":
-            return "positions are counted up to it"
-    if any(_positions(other) for _, other, _ in _comparisons(value, _RECKONS)):
-        return "it is compared with positions"
-    if whole and any(node.op_type == "Div" and number == 1 for node, number, _ in _readers(value, _RECKONS - {"Div"})):
-        return "sums are divided by it"
-    return ""
-
-
-def _positions(value: ir.Value) -> bool:
-    """Whether it is 0, 1, 2, ... made at run time or written down."""
-    todo, seen = [value], {value}
-    while todo:
-        made = todo.pop()
-        if made.const_value is not None:
-            numbers = made.const_value.numpy().reshape(-1)
-            if numbers.size > 1 and (np.diff(numbers.astype(float)) == 1).all():
-                return True
-            continue
-        node = made.producer()
-        if node is None:
-            continue
-        if node.op_type in ("Range", "CumSum", "NonZero"):
-            return True
-        if node.op_type in _RECKONS:
-            todo += [v for v in node.inputs if v is not None and v not in seen]
-            seen.update(v for v in node.inputs if v is not None)
-    return False
 
 
 def _indices(model: ir.Model, session: ort.InferenceSession, output: str, inputs: Inputs) -> tuple[Input, ...]:
     """The inputs, with the range of those that are looked up: the largest numbers that the model takes, all at once."""
     tables = {
-        each.name: _tables(value)
+        each.name: readers.tables(value)
         for each, value in zip(inputs.every, model.graph.inputs, strict=True)
         if not each.known
     }
@@ -397,17 +249,3 @@ def _largest(takes: Callable[[Mapping[str, int]], bool], others: Mapping[str, in
         middle = (low + high) // 2
         low, high = (middle, high) if takes({**others, name: middle}) else (low, middle)
     return low
-
-
-def _tables(value: ir.Value) -> list[int]:
-    """Rows of the constant tables that are looked up by an input, or by what is reckoned from it."""
-    found = []
-    for node, number, _ in _readers(value, _RECKONS):
-        if node.op_type == "OneHot" and number == 0 and node.inputs[1] is not None:
-            found += [int(depth) for depth in _few(node.inputs[1])]
-        index, table = _LOOKS_UP.get(node.op_type, (-1, 0))
-        data = node.inputs[table] if number == index else None
-        if data is not None and data.const_value is not None and len(data.const_value.shape):
-            axis = node.attributes.get_int("axis", 0) if node.op_type.startswith("Gather") else 0
-            found.append(int(data.const_value.shape.numpy()[axis]))
-    return found

@@ -10,7 +10,7 @@ sizes, for a size may depend on what the inputs hold, and with the whole window,
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +161,24 @@ def one(dim: Dim) -> bool:
 def times(a: Dim, b: Dim) -> Dim:
     """The size of two axes merged."""
     return tuple(x * y for x, y in zip(a, b, strict=True))
+
+
+def spell(dims: Sequence[Dim], shapes: Shapes) -> str:
+    """A shape for people: [batch, time, 64]."""
+    return "[" + ", ".join(_spelled(dim, shapes) for dim in dims) + "]"
+
+
+def _spelled(dim: Dim, shapes: Shapes) -> str:
+    numbers = shapes.coefficients(dim)
+    if numbers is None:
+        return "?"
+    names = ("", "batch", "time", "batch x time")
+    parts = [
+        (f"{n} x {name}" if n != 1 else name) if name else str(n)
+        for n, name in zip(reversed(numbers), reversed(names), strict=True)
+        if n
+    ]
+    return " + ".join(parts) or "0"
 
 
 def _constant_shape(tensor: ir.TensorProtocol, runs: int) -> tuple[Dim, ...]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from build.core import reduce, reduction
+from build.core import reduction
 from build.core.reduce import rules
 from build.core.reduce.emitter import Emitter
 from build.core.reduce.layout import Layout, Needs
@@ -163,7 +163,7 @@ def parts_turned(distribute: Callable[..., bool]) -> Callable[..., bool]:
             return right(array, ends, axis=axis)[::-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reduce.np, "split", last_first)
+            patch.setattr(np, "split", last_first)
             return distribute(split, shapes, emitter)
 
     return turned

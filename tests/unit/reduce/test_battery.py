@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
@@ -283,7 +284,7 @@ def fewer(m: Model) -> str:
 def test_no_other_refusal_advises_a_window(answer: Callable[[Model], str], told, tmp_path):
     m = Model()
     model = m.model(answer(m))
-    onnx.save(build.core.reduce.ir.to_proto(model), tmp_path / "model.onnx")
+    onnx.save(ir.to_proto(model), tmp_path / "model.onnx")
     with pytest.raises(ReductionError, match=told) as raised:
         reduce_file(tmp_path / "model.onnx", tmp_path / "core.onnx", "last", window=64)
     assert "--window" not in str(raised.value)
@@ -306,7 +307,7 @@ def test_at_every_window_some_histories_are_padded_and_some_are_not(window):
 
 MODULES = [
     "build.core.battery",
-    *(f"build.core.reduce.{module.name}" for module in pkgutil.iter_modules(build.core.reduce.__path__)),
+    *(module.name for module in pkgutil.walk_packages(build.core.reduce.__path__, "build.core.reduce.")),
 ]
 
 

@@ -13,8 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from build.core import reduce
-from build.core.reduce import Declared, ReductionError, rules
+from build.core.reduce import Declared, ReductionError, cut, rules, trim
 from build.core.reduce.emitter import Emitter
 from build.core.reduce.shapes import Shapes
 from build.core.reduction import reduce_file
@@ -77,7 +76,7 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
     "sequence_lens of its own overwritten": (own_lengths, swapped(rules.Recurrent, "needs", lenient), "last"),
     "a backward layer stopped at the row": (backwards, swapped(rules.Recurrent, "needs", lenient), "row"),
     "a learned state taken for zeros": (
-        *(partial(lstm, True), swapped(reduce, "_is_zero", lambda _: lambda value: value is not None)),
+        *(partial(lstm, True), swapped(rules.recurrent, "_is_zero", lambda _: lambda value: value is not None)),
         "last",
     ),
     "where a slice begins, ignored": (shifted, shift_rule(rules.Slice, moved_rows(offset=lambda _: 0)), "last"),
@@ -85,7 +84,7 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
         *(shifted, shift_rule(rules.Slice, moved_rows(offset=lambda one: one.offset + 1))),
         "last",
     ),
-    "a sum over time taken for the row's": (sums, swapped(rules, "check_apart", lambda _: skip_check), "last"),
+    "a sum over time taken for the row's": (sums, swapped(rules.axes, "check_apart", lambda _: skip_check), "last"),
     "axes of a transpose the wrong way round": (
         *(
             time_first_rows,
@@ -99,16 +98,16 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
     ),
     "sizes as the first run had them": (share, swapped(Shapes, "coefficients", lambda _: first_run_alone), "row"),
     "columns cut off where rows are counted": (
-        *(share, swapped(reduce, "_counts_rows", lambda _: lambda *_: False)),
+        *(share, swapped(trim, "_counts_rows", lambda _: lambda *_: False)),
         "row",
     ),
     "a concatenation in time taken for one of features": (
-        *(previous, swapped(rules, "check_apart", lambda _: skip_check)),
+        *(previous, swapped(rules.shape, "check_apart", lambda _: skip_check)),
         "last",
     ),
     "a lookup's indices turned": (head, swapped(rules.Gather, "needs", turned_lookup), "last"),
     "a pick on the wrong axis": (columns, edited(lambda p: gathers_last(p, 3)), "last"),
-    "the next position": (positions, swapped(rules, "broadcast", unread_time), "last"),
+    "the next position": (positions, swapped(rules.elementwise, "broadcast", unread_time), "last"),
     "causality left out of fused attention": (
         *(partial(attention, "Attention"), swapped(rules.Attention, "emit", lambda _: not_causal)),
         "last",
@@ -116,7 +115,7 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
     "a mask that lets all through": (attention, edited(lambda p: replaced(p, "LessOrEqual", "Or")), "last"),
     "parts of a fused projection in another order": (
         fused_projection,
-        swapped(reduce, "_distribute", parts_turned),
+        swapped(cut, "distribute", parts_turned),
         "last",
     ),
     "a mask among the inputs ignored": (masked, edited(lambda p: always(p, "mask")), "last"),

@@ -1,0 +1,242 @@
+"""The cut: a selection in time put behind the output, and the graph written anew for the row as far up as that sinks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
+
+from build.core.reduce.analysis import Analysis, Rest, analyse
+from build.core.reduce.cost import Cost, cost, tail
+from build.core.reduce.declared import Declared
+from build.core.reduce.emitter import Emitter, typed
+from build.core.reduce.inputs import Input, Inputs
+from build.core.reduce.layout import Kind, Layout, ReductionError
+from build.core.reduce.passes import check_opset, finish, is_valid, narrow, normalise
+from build.core.reduce.projection import distribute
+from build.core.reduce.rules import RECURRENT, rule_for
+from build.core.reduce.rules.recurrent import is_zero_before
+from build.core.reduce.shapes import Dim, Shapes, fixed, spell
+from build.core.reduce.trim import trim
+
+Select = Literal["last", "row", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduced model and what was gained.
+
+    Attributes:
+        model: the inputs of the full one and, as INT32 [batch], `lengths` (valid rows) or `row` (which row), to
+            [batch, ...] without the time axis. Integer inputs are INT32.
+        rests: where the row is taken, and why there.
+        before, after: costs for one learner of `time` rows.
+        empty: whether it answers a learner without any valid row: from the state or the row that comes before all.
+        trimmed: whether it leaves out the columns that no learner of a batch has.
+        tail: the graph from the output to the rests, as text.
+        inputs: what the inputs of the full model are, as far as that is known.
+    """
+
+    model: ir.Model
+    select: Select
+    rests: tuple[str, ...]
+    before: Cost
+    after: Cost
+    time: int
+    empty: bool
+    trimmed: bool
+    tail: str
+    inputs: Inputs
+
+
+def reduce(
+    full: ir.Model,
+    *,
+    select: Select = "last",
+    time_axis: int = 1,
+    output: str | None = None,
+    window: int = 512,
+    index_name: str | None = None,
+    output_name: str | None = None,
+    length_aware: bool = True,
+    declared: Declared | None = None,
+) -> Reduction:
+    """Select in time at one output of a model and sink the selection.
+
+    Args:
+        full: with an output [batch, time, ...], or [time, batch, ...], or time further behind. Not changed.
+        select: "last" valid row by the input `lengths`; "row" by the input `row`; "mean" or "max" over valid rows.
+        output: which output is meant [default: the first]. The others are left out.
+        window: rows that the model takes at most, for which costs are counted, where time is dynamic.
+        index_name: what the input `lengths` or `row` is called instead [default: where that is taken, with a number behind].
+        output_name: what the output is called instead.
+        length_aware: whether recurrent layers stop at the wanted row and columns behind it are left out, so that a short
+            history is cheap; otherwise all of the window is computed.
+        declared: what the inputs hold.
+
+    Raises:
+        ReductionError: the model does not run, or its inputs or output do not have these axes.
+    """
+    batch_axis = 1 if time_axis == 0 else 0
+    model = full.clone()
+    graph = model.graph
+    check_opset(model)
+    valid = is_valid(model)
+    target = next((v for v in graph.outputs if output in (None, v.name)), None)
+    if target is None:
+        raise ReductionError(
+            f"there is no output {output!r}; there are {', '.join(str(v.name) for v in graph.outputs)}"
+        )
+    graph.outputs[:] = [target]
+    labels = [getattr(size, "value", None) for size in target.shape or ()]
+    normalise(model)
+    target = graph.outputs[0]
+    inputs = Inputs.find(model, str(target.name), time_axis, window, declared, labels)
+    shapes = Shapes(model, inputs)
+    dims = shapes.of(target) if shapes.known(target) else ()
+    if len(dims) <= max(batch_axis, time_axis) or dims[time_axis] != shapes.time or dims[batch_axis] != shapes.batch:
+        raise ReductionError(
+            f"output {target.name!r} is {spell(dims, shapes)}; needed are batch as axis {batch_axis} and time as axis "
+            f"{time_axis}, of the same sizes as an input's. Name another output or time axis; of a model that selects its "
+            "row itself, export what it selects from"
+        )
+    if select == "mean" and target.dtype is not None and not target.dtype.is_floating_point():
+        raise ReductionError(f"output {target.name!r} is of integers, of which a mean is none; select last, row or max")
+    time = window if not fixed(shapes.time) else shapes.time[0]
+    before = cost(graph, shapes, time)
+
+    name, taken = index_name or ("row" if select == "row" else "lengths"), {str(v.name) for v in graph.inputs}
+    if index_name in taken:
+        raise ReductionError(f"the model has an input {name!r} already; give the new one another name")
+    name = next(free for free in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if free not in taken)
+    batch = _batch(graph, inputs)
+    lengths = ir.Value(name=name, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT32))
+    kind: Kind = "row" if select == "last" else select
+    emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
+    _rebuild_shapes(graph, shapes, emitter)
+    wanted = Layout(time=time_axis, batch=batch_axis)
+    found = analyse(graph, target, wanted, shapes, kind, length_aware)
+    while any(distribute(node, shapes, emitter) for node in found.mixed):
+        TopologicalSortPass()(model)
+        found = analyse(graph, target, wanted, shapes, kind, length_aware)
+    row = _rewrite(found, graph, target, wanted, emitter)
+    # The name goes to the new output.
+    name, target.name = output_name or str(target.name), f"{target.name}_every_row"
+    answer = emitter.node("Squeeze", [row, emitter.constant([time_axis])])
+    answer.name = name
+    typed(answer, target)
+    kept = [batch, *_sizes(dims, time_axis, batch_axis)]
+    answer.shape = ir.Shape(kept)
+    graph.outputs[:] = [answer]
+    graph.inputs.append(lengths)
+    trimmed = length_aware and trim(found, graph, answer, shapes, emitter)
+    narrow(model)
+    finish(model, answer, valid)
+    index = Input(
+        str(lengths.name),
+        np.dtype(np.int32),
+        ("batch",),
+        role="row" if select == "row" else "length",
+        known="the index",
+    )
+    kept_inputs = [each for each in inputs.every if any(v.name == each.name for v in graph.inputs)]
+    after_shapes = Shapes(model, replace(inputs, every=(*kept_inputs, index)), full=True)
+    reasons = {r.value: r.reason for r in found.rests}
+    taken_rows = {
+        str(row.name): (f"{value.name} {spell(shapes.of(value), shapes)}", reasons[value])
+        for row, value in emitter.taken.items()
+    }
+    return Reduction(
+        model=model,
+        select=select,
+        rests=tuple(_described(r, shapes) for r in found.rests) + tuple(_ends(found, shapes)),
+        before=before,
+        after=cost(graph, after_shapes, time),
+        time=time,
+        empty=_answers_empty(found, emitter, select),
+        trimmed=trimmed,
+        tail=tail(graph, taken_rows, after_shapes),
+        inputs=inputs,
+    )
+
+
+def _batch(graph: ir.Graph, inputs: Inputs) -> int | ir.SymbolicDim:
+    """The size of the learners' axis, as the file has it."""
+    for value, each in zip(graph.inputs, inputs.every, strict=True):
+        if value.shape is not None and "batch" in each.axes:
+            return value.shape[each.axes.index("batch")]
+    return inputs.fixed["batch"]
+
+
+def _sizes(dims: tuple[Dim, ...], time_axis: int, batch_axis: int) -> list[int | None]:
+    """The output's remaining axes: a number, or None where it depends on batch or time."""
+    return [dim[0] if fixed(dim) else None for axis, dim in enumerate(dims) if axis not in (time_axis, batch_axis)]
+
+
+def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:
+    """Sizes come from the inputs, and not from tensors that would be computed in full for the sake of their size."""
+    for node in list(graph):
+        if node.op_type != "Shape" or node.inputs[0] is None or node.inputs[0].is_graph_input():
+            continue
+        dims = shapes.of(node.inputs[0]) if shapes.known(node.inputs[0]) else None
+        if dims is None or any(shapes.coefficients(dim) is None for dim in dims):
+            continue
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
+        rebuilt = emitter.shape(dims[start:end], infer=False)
+        shapes.set(rebuilt, shapes.of(node.outputs[0]))
+        node.outputs[0].replace_all_uses_with(rebuilt, replace_graph_outputs=True)
+    graph.sort()
+
+
+def _rewrite(found: Analysis, graph: ir.Graph, target: ir.Value, wanted: Layout, emitter: Emitter) -> ir.Value:
+    """Write every planned operator for the row; returns the output's row."""
+    made: dict[tuple[ir.Value, Layout], ir.Value] = {}
+
+    def selected(value: ir.Value, layout: Layout) -> ir.Value:
+        if (value, layout) not in made:
+            row = emitter.select(value, layout)
+            before_all = is_zero_before(value) and emitter.precedes(layout)
+            made[value, layout] = emitter.or_zero(row, value, layout) if before_all else row
+        return made[value, layout]
+
+    for node in [node for node in graph if node in found.plan]:
+        layout, needs = found.plan[node]
+        inputs = [
+            selected(value, needs.rows[number]) if value is not None and number in needs.rows else value
+            for number, value in enumerate(node.inputs)
+        ]
+        for old, new in zip(
+            node.outputs, rule_for(node, emitter.kind).emit(node, inputs, layout, emitter), strict=False
+        ):
+            made[old, layout] = new
+    return selected(target, wanted)
+
+
+def _answers_empty(found: Analysis, emitter: Emitter, select: Select) -> bool:
+    """Whether every part of the answer exists before the first row: rows that a Slice left out, or a zero state."""
+    if select != "last":
+        return False
+    states = (node for node in found.plan if node.op_type in RECURRENT)
+    rests = (
+        emitter.answers_nothing(rest.layout.offset) or (is_zero_before(rest.value) and emitter.precedes(rest.layout))
+        for rest in found.rests
+    )
+    return all(rests) and all(all(value is None for value in node.inputs[5:]) for node in states)
+
+
+def _described(rest: Rest, shapes: Shapes) -> str:
+    node = rest.value.producer()
+    source = f"{node.op_type} " if node is not None else ""
+    return f"{source}{rest.value.name} {spell(shapes.of(rest.value), shapes)}: {rest.reason}"
+
+
+def _ends(found: Analysis, shapes: Shapes) -> list[str]:
+    return [
+        f"{node.op_type} {node.outputs[0].name} {spell(shapes.of(node.outputs[0]), shapes)}: it ends at the wanted row, and "
+        "its final state is that row"
+        for node in found.plan
+        if node.op_type in RECURRENT
+    ]

@@ -1,0 +1,129 @@
+"""What is done to every graph before and after the cut: functions written out, constants folded, left-overs removed."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    CheckerPass,
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    IdentityEliminationPass,
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    OutputFixPass,
+    RemoveUnusedFunctionsPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+    ShapeInferencePass,
+    TopologicalSortPass,
+)
+from onnxscript import optimizer
+
+from build.core.reduce import file
+from build.core.reduce.layout import ReductionError
+from build.core.reduce.rules.recurrent import drop_zero_states
+
+OLDEST_OPSET = 13  # until then the axes of Softmax, Squeeze and Split mean something else
+_FOLD_LIMIT = 1 << 30  # bytes: a layer's weights are brought into ONNX's layout whatever their size
+_SEQUENCES = ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceEmpty", "SequenceMap")
+
+
+def check_opset(model: ir.Model) -> None:
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise ReductionError(
+            f"the model is of ONNX opset {opset}; {OLDEST_OPSET} is the oldest that is known here. Export it anew, or "
+            "convert it with onnx.version_converter"
+        )
+
+
+def is_valid(model: ir.Model) -> bool:
+    """Whether onnx.checker accepts the model. It knows nothing of operators that ONNX Runtime's own optimiser leaves."""
+    if file.weights(model) >= file.PROTOBUF_LIMIT:
+        return False
+    try:
+        CheckerPass(full_check=True)(model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    return True
+
+
+def normalise(model: ir.Model) -> None:
+    """Functions written out, constants folded: what the rules know are operators."""
+    InlinePass()(model)
+    RemoveUnusedFunctionsPass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None  # exporters note sizes that only the example had; folding would believe them
+    if file.weights(model) < file.PROTOBUF_LIMIT:
+        optimizer.fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        _untype_sequences(model.graph)
+    OutputFixPass()(model)
+    _eliminate_identities(model)
+    RemoveUnusedNodesPass()(model)
+    TopologicalSortPass()(model)
+
+
+def narrow(model: ir.Model) -> None:
+    """INT64 inputs become INT32, half the bytes; where 64 bits are asked for, a Cast gives them."""
+    graph = model.graph
+    for value in graph.inputs:
+        if value.dtype != ir.DataType.INT64:
+            continue
+        value.type = ir.TensorType(ir.DataType.INT32)  # a new one: copies of a model share theirs
+        cast = ir.node("Cast", [value], {"to": ir.DataType.INT64})
+        cast.outputs[0].name = f"{value.name}_wide"
+        for reader, number in list(value.uses()):
+            # Indices may be of either type, and sizes have none.
+            if reader is not cast and (reader.op_type, number) not in (("Gather", 1), ("Shape", 0)):
+                reader.replace_input_with(number, cast.outputs[0])
+        if cast.outputs[0].uses():
+            graph.insert_before(graph[0], cast)
+        else:
+            cast.replace_input_with(0, None)
+
+
+def finish(model: ir.Model, answer: ir.Value, valid: bool) -> None:
+    TopologicalSortPass()(model)
+    _eliminate_identities(model)
+    drop_zero_states(model.graph)
+    RemoveUnusedNodesPass()(model)
+    CommonSubexpressionEliminationPass()(model)
+    for node in model.graph:
+        for value in node.outputs:
+            if value is not answer:
+                value.shape = value.type = None  # noted for the model as it was
+    DeduplicateInitializersPass()(model)
+    RemoveUnusedOpsetsPass()(model)
+    if file.weights(model) < file.PROTOBUF_LIMIT:  # both write the model out, which protobuf cannot do beyond
+        if valid:
+            CheckerPass(full_check=True)(model)
+        ShapeInferencePass()(model)
+        _untype_sequences(model.graph)
+
+
+def _eliminate_identities(model: ir.Model) -> None:
+    """Leave out what only renames; but a branch or a body that answers a tensor from outside needs an Identity for that."""
+    answers = [
+        node
+        for node in model.graph.all_nodes()
+        if node.op_type == "Identity" and node.graph is not model.graph and node.outputs[0].is_graph_output()
+    ]
+    for node in answers:
+        node.op_type = "Answer"
+    IdentityEliminationPass()(model)
+    for node in answers:
+        node.op_type = "Identity"
+
+
+def _untype_sequences(graph: ir.Graph) -> None:
+    """onnx-ir notes a sequence's type as its elements', and the file would not load. Loops and branches answer some too."""
+    for node in graph:
+        if node.op_type not in (*_SEQUENCES, "Loop", "If", "Scan", "Identity"):
+            continue
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None

@@ -1,0 +1,76 @@
+"""LSTM, GRU and RNN: where they are cut, and the zeros from which they start."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from build.core.reduce.emitter import Emitter
+from build.core.reduce.layout import Kind, Layout, Needs, Stop
+from build.core.reduce.rules.base import Inputs, Rule
+from build.core.reduce.shapes import Shapes, one
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+class Recurrent(Rule):
+    """LSTM, GRU, RNN: the row is the state in which the layer ends when it is stopped there."""
+
+    op_types: ClassVar[tuple[str, ...]] = RECURRENT
+
+    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+        if node.attributes.get_string("direction", "forward") != "forward":
+            raise Stop("it reads the sequence from its end too")
+        if node.attributes.get_int("layout", 0):
+            raise Stop("it has learners first (layout = 1), which ONNX Runtime does not run")
+        if len(node.inputs) > 4 and node.inputs[4] is not None:
+            raise Stop("it has lengths (sequence_lens) of its own")
+        if kind in ("mean", "max"):
+            raise Stop(f"the {kind} does not commute with it")
+        # A batch fixed at 1 may have changed places with the direction, which has size 1 as well.
+        if layout.merged or layout.time != 0 or (layout.batch != 2 and not one(shapes.batch)):
+            raise Stop("time is not its first axis")
+        return Needs(prefixes={0: layout.moved(0, 1)})
+
+    def emit(self, node: ir.Node, inputs: Inputs, layout: Layout, emitter: Emitter) -> list[ir.Value]:
+        slots = [*inputs, *([None] * (6 - len(inputs)))]
+        slots[4] = emitter.steps(layout.offset, layout.inner)
+        every, state = emitter.like(node, slots, outputs=2)
+        every.name = ""  # left out
+        state.name = emitter.name("final_state")
+        # Y_h is [1, batch, hidden]; Y has time in front of it.
+        return [emitter.node("Unsqueeze", [state, emitter.constant([0])])]
+
+
+def drop_zero_states(graph: ir.Graph) -> None:
+    """Leave out initial states that are zeros expanded to the batch: zeros are ONNX's default, at no cost."""
+    for node in graph:
+        if node.op_type not in RECURRENT:
+            continue
+        for number in _states(node):
+            if _is_zero(node.inputs[number]):
+                node.replace_input_with(number, None)
+
+
+def is_zero_before(value: ir.Value) -> bool:
+    """Whether these are a recurrent layer's states, and the one before the first is zeros."""
+    node = value.producer()
+    if node is None or node.op_type not in RECURRENT or value is not node.outputs[0]:
+        return False
+    forward = node.attributes.get_string("direction", "forward") == "forward"
+    return forward and all(_is_zero(node.inputs[number]) for number in _states(node))
+
+
+def _states(node: ir.Node) -> list[int]:
+    """Numbers of the initial states that a recurrent layer is given."""
+    return [number for number in (5, 6) if number < len(node.inputs) and node.inputs[number] is not None]
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    """Whether it is zeros, made without any calculation."""
+    while value is not None and value.const_value is None:
+        producer = value.producer()
+        # Expand and Slice of zeros are zeros; anything else may compute a state.
+        value = producer.inputs[0] if producer is not None and producer.op_type in ("Expand", "Slice") else None
+    return value is not None and value.const_value is not None and not value.const_value.numpy().any()

@@ -1,0 +1,39 @@
+"""Which rule an operator has."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from build.core.reduce.layout import Kind, Stop
+from build.core.reduce.rules.attention import Attention
+from build.core.reduce.rules.axes import AlongAxis, BatchNormalization, Normalization, Reduction, SkipNormalization
+from build.core.reduce.rules.base import Rule
+from build.core.reduce.rules.elementwise import Dropout, Elementwise
+from build.core.reduce.rules.lookup import Gather
+from build.core.reduce.rules.products import Gemm, MatMul
+from build.core.reduce.rules.recurrent import Recurrent
+from build.core.reduce.rules.shape import Concat, Expand, Reshape, Slice, Split, Transpose
+
+RULES: dict[str, Rule] = {
+    name: rule
+    for rule in (
+        *(Elementwise(), Dropout(), MatMul(), Gemm(), AlongAxis(), Normalization(), SkipNormalization(), Reduction()),
+        *(BatchNormalization(), Transpose(), Reshape(), Expand(), Concat(), Split(), Slice(), Gather(), Attention()),
+        Recurrent(),
+    )
+    for name in rule.op_types
+}
+
+
+def rule_for(node: ir.Node, kind: Kind) -> Rule:
+    """The rule of an operator.
+
+    Raises:
+        Stop: there is none for this operator, or none for this kind of selection.
+    """
+    rule = RULES.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
+    if rule is None:
+        raise Stop("no rule knows how it treats time")
+    if kind in ("mean", "max") and kind not in rule.pools:
+        raise Stop(f"the {kind} does not commute with it")
+    return rule

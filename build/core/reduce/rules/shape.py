@@ -1,0 +1,220 @@
+"""What moves entries about and computes none: axes change places, merge, grow, are joined and cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from build.core.reduce.emitter import Emitter
+from build.core.reduce.layout import Kind, Layout, Needs, Stop
+from build.core.reduce.rules.base import Inputs, Rule, broadcast, check_apart, check_known, constant, row_shape
+from build.core.reduce.shapes import Dim, Shapes, one, spell, times
+
+
+class Transpose(Rule):
+    """Axes change places."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Transpose",)
+    pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
+
+    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+        rank = len(shapes.of(node.outputs[0]))
+        order = list(node.attributes.get_ints("perm", list(reversed(range(rank)))))
+        return Needs({0: layout.moved(order[layout.time], order[layout.batch])})
+
+
+class Reshape(Rule):
+    """Entries keep their order and get other axes: fine as long as time stays an axis, alone or merged with learners."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+    pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
+
+    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+        value = node.inputs[0]
+        assert value is not None
+        inner, outer = shapes.of(value), shapes.of(node.outputs[0])
+        found = self._inside(layout, Regrouping(inner, outer), shapes, inner, outer)
+        if kind in ("mean", "max") and (found.merged or layout.merged):
+            raise Stop(f"it merges learners and time, and the {kind} is a learner's")
+        check_known(row_shape(outer, layout, shapes), shapes)
+        return Needs({0: found})
+
+    def _inside(
+        self, layout: Layout, groups: Regrouping, shapes: Shapes, inner: tuple[Dim, ...], outer: tuple[Dim, ...]
+    ) -> Layout:
+        before, after = groups.of_output(layout.time)
+        if layout.merged:
+            if len(after) == 1 and len(before) == 1:
+                return layout.moved(before[0], before[0])
+            if len(after) == 1 and len(before) == 2:
+                first, second = before
+                ordered = (layout.rows, shapes.batch) if layout.time_first else (shapes.batch, layout.rows)
+                if (inner[first], inner[second]) == ordered:
+                    apart = layout.moved(*((first, second) if layout.time_first else (second, first)))
+                    return replace(apart, time_first=False, rows=())
+        elif sorted(after) == sorted((layout.time, layout.batch)) and len(before) == 1 and layout.inner == 1:
+            if outer[layout.batch] == shapes.batch:
+                merged = layout.moved(before[0], before[0])
+                return replace(merged, time_first=layout.time < layout.batch, rows=outer[layout.time])
+        elif after == [layout.time] and len(before) == 1:
+            if one(shapes.batch) and one(outer[layout.batch]):
+                return self._single_learner(layout, before[0], inner)
+            batch, inside = self._learners(layout, groups, shapes, inner, outer)
+            return replace(layout.moved(before[0], batch), inner=inside)
+        raise Stop(f"it merges time with other axes: {spell(inner, shapes)} becomes {spell(outer, shapes)}")
+
+    def _learners(
+        self, layout: Layout, groups: Regrouping, shapes: Shapes, inner: tuple[Dim, ...], outer: tuple[Dim, ...]
+    ) -> tuple[int, int]:
+        """The learners' axis inside, and its entries a learner: they lead their group on both sides."""
+        before, after = groups.of_output(layout.batch)
+        if before and after[0] == layout.batch:
+            count = inner[before[0]][0] // shapes.batch[0]
+            if inner[before[0]] == tuple(n * count for n in shapes.batch):
+                return before[0], count
+        raise Stop(f"it merges learners with other axes: {spell(inner, shapes)} becomes {spell(outer, shapes)}")
+
+    def _single_learner(self, layout: Layout, time: int, inner: tuple[Dim, ...]) -> Layout:
+        """A batch that is fixed at 1: any axis of size 1 stands for it, or it is part of time."""
+        batch = next((axis for axis, dim in enumerate(inner) if one(dim) and axis != time), time)
+        return replace(layout.moved(time, batch), rows=inner[time] if batch == time else ())
+
+    def emit(self, node: ir.Node, inputs: Inputs, layout: Layout, emitter: Emitter) -> list[ir.Value]:
+        dims = row_shape(emitter.shapes.of(node.outputs[0]), layout, emitter.shapes)
+        return [emitter.node("Reshape", [inputs[0], emitter.shape(dims)], f"{node.outputs[0].name}_{emitter.kind}")]
+
+
+@dataclass(frozen=True)
+class Regrouping:
+    """Which axes before a reshape hold the entries of which axes after it: the smallest groups of equal size."""
+
+    inner: tuple[Dim, ...]
+    outer: tuple[Dim, ...]
+
+    def of_output(self, axis: int) -> tuple[list[int], list[int]]:
+        """The group of an output axis: input and output axes, those of size 1 left out."""
+        for before, after in self._groups():
+            if axis in after:
+                return (
+                    [a for a in before if not one(self.inner[a])],
+                    [a for a in after if not one(self.outer[a]) or a == axis],
+                )
+        return [], [axis]
+
+    def _groups(self) -> list[tuple[list[int], list[int]]]:
+        groups: list[tuple[list[int], list[int]]] = []
+        i = o = 0
+        while i < len(self.inner) or o < len(self.outer):
+            before: list[int] = []
+            after: list[int] = []
+            left = right = (1,) * len((self.inner + self.outer)[0])
+            while not before or not after or left != right:
+                # Sizes grow with every axis: the side that is behind in the first run where they differ goes on.
+                behind = next((a < b for a, b in zip(left, right, strict=True) if a != b), len(before) <= len(after))
+                if i < len(self.inner) and (behind or o == len(self.outer)):
+                    left = times(left, self.inner[i])
+                    before.append(i)
+                    i += 1
+                elif o < len(self.outer):
+                    right = times(right, self.outer[o])
+                    after.append(o)
+                    o += 1
+                else:
+                    break
+            groups.append((before, after))
+        return groups
+
+
+class Expand(Rule):
+    """Axes of size 1 are repeated."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Expand",)
+    pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
+
+    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+        value = node.inputs[0]
+        assert value is not None
+        check_known(shapes.of(node.outputs[0]), shapes)
+        operand = broadcast(value, len(shapes.of(node.outputs[0])), layout, shapes)
+        return Needs({} if operand is None else {0: operand})
+
+    def emit(self, node: ir.Node, inputs: Inputs, layout: Layout, emitter: Emitter) -> list[ir.Value]:
+        dims = row_shape(emitter.shapes.of(node.outputs[0]), layout, emitter.shapes)
+        return [emitter.node("Expand", [inputs[0], emitter.shape(dims, infer=False)])]
+
+
+class Concat(Rule):
+    """Tensors side by side, on another axis than time."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Concat",)
+    pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
+
+    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+        axis = node.attributes.get_int("axis", 0) % len(shapes.of(node.outputs[0]))
+        check_apart([axis], layout)
+        return Needs(dict.fromkeys(range(len(node.inputs)), layout))
+
+
+class Split(Rule):
+    """One tensor cut into several, on another axis than time."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Split",)
+    pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
+
+    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+        axis = node.attributes.get_int("axis", 0) % len(shapes.of(node.outputs[0]))
+        check_apart([axis], layout)
+        return Needs({0: layout})
+
+
+class Slice(Rule):
+    """A part of other axes; or a later start in time, which moves the row."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Slice",)
+
+    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
+        start = self._start(node, layout, shapes)
+        if start is None:
+            return Needs({0: layout})
+        if layout.merged:
+            raise Stop("it cuts an axis that learners and time share")
+        return Needs({0: replace(layout, offset=layout.offset + start)})
+
+    def _start(self, node: ir.Node, layout: Layout, shapes: Shapes) -> int | None:
+        """Where the slice begins in time; None where it leaves time alone."""
+        value = node.inputs[0]
+        assert value is not None
+        inner, outer = shapes.of(value), shapes.of(node.outputs[0])
+        starts, _, axes, steps = [*node.inputs[1:], None, None][:4]
+        numbers = constant(axes) if axes is not None else list(range(len(inner)))
+        first = constant(starts)
+        by = constant(steps) if steps is not None else [1] * len(inner)
+        if numbers is None or by is None:
+            raise Stop("its axes or steps are computed")
+        # Exporters slice axes from end to end; with steps of 1 nothing is cut where nothing is missing.
+        cut = {axis % len(inner): n for n, axis in enumerate(numbers) if inner[axis] != outer[axis] or by[n] != 1}
+        if layout.batch in cut and not layout.merged:
+            raise Stop("it cuts the learners' axis")
+        if layout.time not in cut:
+            return None
+        if first is None:
+            raise Stop("where it begins in time is computed")
+        if first[cut[layout.time]] < 0 or by[cut[layout.time]] != 1:
+            raise Stop("it counts time from the end, or leaves steps out")
+        if len(cut) > 1:
+            raise Stop("it cuts time and another axis at once")
+        return first[cut[layout.time]]
+
+    def emit(self, node: ir.Node, inputs: Inputs, layout: Layout, emitter: Emitter) -> list[ir.Value]:
+        value = node.inputs[0]
+        assert value is not None
+        assert inputs[0] is not None
+        # Of time one row is left, and it is the right one; without a cut elsewhere there is nothing to do.
+        inner, outer = (list(emitter.shapes.of(v)) for v in (value, node.outputs[0]))
+        del inner[layout.time], outer[layout.time]
+        return [inputs[0]] if inner == outer and not self._backward(node) else emitter.like(node, inputs)
+
+    def _backward(self, node: ir.Node) -> bool:
+        return len(node.inputs) > 4 and any(step < 0 for step in constant(node.inputs[4]) or [])
