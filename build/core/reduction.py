@@ -78,7 +78,7 @@ def show(reduction: Reduction, proof: Proof, explain: bool) -> None:
     """Print what was gained, where the selection rests and why, and with `explain` the graph down to there."""
     console = answers()
     before, after = reduction.before, reduction.after
-    table = Table(title=f"one learner of {reduction.time} rows, select {reduction.select}")
+    table = Table(title=f"one history of {reduction.time} rows, select {reduction.select}")
     for column in ("", "full", "reduced", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     for what, was, now in (
@@ -92,7 +92,7 @@ def show(reduction: Reduction, proof: Proof, explain: bool) -> None:
     for rest in reduction.rests:
         console.print(f"  {rest}", highlight=False, soft_wrap=True, markup=False)
     if reduction.trimmed:
-        console.print("and columns that no learner of a batch has are cut off the inputs", highlight=False)
+        console.print("and columns that no history of a batch has are cut off the inputs", highlight=False)
     if explain:
         console.print(f"\n{reduction.tail}\n", highlight=False, soft_wrap=True, markup=False)
     for line in proof.lines():

@@ -639,7 +639,7 @@ TABLE = {
     "batch norm over features": Case(Normalised, AT_ITS_STATE, trimmed=True, inputs=0, by=BOTH),
     "a learner a feature": Case(ChannelwiseLSTM, "LSTM", trimmed=True, inputs=0, selects=POOLED),
     "cumulative mean": Case(CumulativeMean, "it works along time", by=BOTH, selects=POOLED),
-    "decaying mean": Case(Decay, "it is the same for every learner"),
+    "decaying mean": Case(Decay, "it is the same for the whole batch"),
     "squeeze and excite": Case(SqueezeExcite, READ_IN_FULL, ahead=True, selects=POOLED),
     "attention pooling": Case(AttentionPooling, AT_ITS_STATE, ahead=True),
     "group norm over time": Case(GroupNormalised, AT_ITS_STATE, ahead=True),

@@ -11,7 +11,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from build.core.reduce.emitter import without_learners
+from build.core.reduce.emitter import without_batch
 from build.core.reduce.layout import Kind, Layout, Needs, Stop
 from build.core.reduce.rules import RECURRENT, rule_for
 from build.core.reduce.shapes import Shapes
@@ -129,8 +129,8 @@ def analyse(
 def _needs(node: ir.Node, used: list[ir.Value], layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
     if not all(shapes.known(value) for value in [*used, *node.inputs] if value is not None):
         raise Stop("its shape, or that of an input, is not the same kind in every run")
-    if without_learners(layout, shapes.of(used[0]), shapes):
-        raise Stop("it is the same for every learner")
+    if without_batch(layout, shapes.of(used[0]), shapes):
+        raise Stop("it is the same for the whole batch")
     if used != [node.outputs[0]] and node.op_type != "Split":
         raise Stop("another of its outputs is read too")
     return rule_for(node, kind).needs(node, layout, shapes, kind)

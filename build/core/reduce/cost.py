@@ -22,7 +22,7 @@ _MOVES = frozenset(
 
 @dataclass(frozen=True)
 class Cost:
-    """operations: floating-point operations a learner of a full window; output_bytes: what leaves the graph for it."""
+    """operations: floating-point operations of one history; output_bytes: what leaves the graph for it."""
 
     operations: int
     output_bytes: int
@@ -30,7 +30,7 @@ class Cost:
 
 
 def cost(graph: ir.Graph, shapes: Shapes, time: int) -> Cost:
-    """The cost for one learner of `time` rows."""
+    """The cost for a batch of one, of `time` rows."""
     return Cost(
         operations=sum(operations(node, shapes, time) for node in graph),
         output_bytes=sum(

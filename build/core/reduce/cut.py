@@ -13,7 +13,7 @@ from build.core.reduce.analysis import Analysis, Rest, analyse
 from build.core.reduce.cost import Cost, cost, tail
 from build.core.reduce.declared import Declared
 from build.core.reduce.emitter import Emitter, typed
-from build.core.reduce.inputs import Input, Inputs
+from build.core.reduce.inputs import Input, Inputs, Role
 from build.core.reduce.layout import Kind, Layout, ReductionError
 from build.core.reduce.passes import check_opset, finish, is_valid, narrow, normalise
 from build.core.reduce.projection import distribute
@@ -33,9 +33,9 @@ class Reduction:
         model: the inputs of the full one and, as INT32 [batch], `lengths` (valid rows) or `row` (which row), to
             [batch, ...] without the time axis. Integer inputs are INT32.
         rests: where the row is taken, and why there.
-        before, after: costs for one learner of `time` rows.
-        empty: whether it answers a learner without any valid row: from the state or the row that comes before all.
-        trimmed: whether it leaves out the columns that no learner of a batch has.
+        before, after: costs for a batch of one, of `time` rows.
+        empty: whether it answers a history without any valid row: from the state or the row that comes before all.
+        trimmed: whether it leaves out the columns that no history of a batch has.
         tail: the graph from the output to the rests, as text.
         inputs: what the inputs of the full model are, as far as that is known.
     """
@@ -85,11 +85,7 @@ def reduce(
     graph = model.graph
     check_opset(model)
     valid = is_valid(model)
-    target = next((v for v in graph.outputs if output in (None, v.name)), None)
-    if target is None:
-        raise ReductionError(
-            f"there is no output {output!r}; there are {', '.join(str(v.name) for v in graph.outputs)}"
-        )
+    target = _named(graph, output)
     graph.outputs[:] = [target]
     labels = [getattr(size, "value", None) for size in target.shape or ()]
     normalise(model)
@@ -97,27 +93,16 @@ def reduce(
     inputs = Inputs.find(model, str(target.name), time_axis, window, declared, labels)
     shapes = Shapes(model, inputs)
     dims = shapes.of(target) if shapes.known(target) else ()
-    if len(dims) <= max(batch_axis, time_axis) or dims[time_axis] != shapes.time or dims[batch_axis] != shapes.batch:
-        raise ReductionError(
-            f"output {target.name!r} is {spell(dims, shapes)}; needed are batch as axis {batch_axis} and time as axis "
-            f"{time_axis}, of the same sizes as an input's. Name another output or time axis; of a model that selects its "
-            "row itself, export what it selects from"
-        )
-    if select == "mean" and target.dtype is not None and not target.dtype.is_floating_point():
-        raise ReductionError(f"output {target.name!r} is of integers, of which a mean is none; select last, row or max")
+    wanted = Layout(time=time_axis, batch=batch_axis)
+    _check_target(target, dims, wanted, shapes, select)
     time = window if not fixed(shapes.time) else shapes.time[0]
     before = cost(graph, shapes, time)
 
-    name, taken = index_name or ("row" if select == "row" else "lengths"), {str(v.name) for v in graph.inputs}
-    if index_name in taken:
-        raise ReductionError(f"the model has an input {name!r} already; give the new one another name")
-    name = next(free for free in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if free not in taken)
-    batch = _batch(graph, inputs)
+    batch, name = _batch(graph, inputs), _free_name(graph, select, index_name)
     lengths = ir.Value(name=name, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT32))
     kind: Kind = "row" if select == "last" else select
     emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
     _rebuild_shapes(graph, shapes, emitter)
-    wanted = Layout(time=time_axis, batch=batch_axis)
     found = analyse(graph, target, wanted, shapes, kind, length_aware)
     while any(distribute(node, shapes, emitter) for node in found.mixed):
         TopologicalSortPass()(model)
@@ -125,23 +110,16 @@ def reduce(
     row = _rewrite(found, graph, target, wanted, emitter)
     # The name goes to the new output.
     name, target.name = output_name or str(target.name), f"{target.name}_every_row"
-    answer = emitter.node("Squeeze", [row, emitter.constant([time_axis])])
+    answer = typed(emitter.node("Squeeze", [row, emitter.constant([time_axis])]), target)
     answer.name = name
-    typed(answer, target)
-    kept = [batch, *_sizes(dims, time_axis, batch_axis)]
-    answer.shape = ir.Shape(kept)
+    answer.shape = ir.Shape([batch, *_sizes(dims, time_axis, batch_axis)])
     graph.outputs[:] = [answer]
     graph.inputs.append(lengths)
     trimmed = length_aware and trim(found, graph, answer, shapes, emitter)
     narrow(model)
     finish(model, answer, valid)
-    index = Input(
-        str(lengths.name),
-        np.dtype(np.int32),
-        ("batch",),
-        role="row" if select == "row" else "length",
-        known="the index",
-    )
+    role: Role = "row" if select == "row" else "length"
+    index = Input(str(lengths.name), np.dtype(np.int32), ("batch",), role=role, known="the index")
     kept_inputs = [each for each in inputs.every if any(v.name == each.name for v in graph.inputs)]
     after_shapes = Shapes(model, replace(inputs, every=(*kept_inputs, index)), full=True)
     reasons = {r.value: r.reason for r in found.rests}
@@ -163,8 +141,39 @@ def reduce(
     )
 
 
+def _named(graph: ir.Graph, output: str | None) -> ir.Value:
+    """The output of that name, or the first."""
+    target = next((v for v in graph.outputs if output in (None, v.name)), None)
+    if target is None:
+        raise ReductionError(
+            f"there is no output {output!r}; there are {', '.join(str(v.name) for v in graph.outputs)}"
+        )
+    return target
+
+
+def _check_target(target: ir.Value, dims: tuple[Dim, ...], wanted: Layout, shapes: Shapes, select: Select) -> None:
+    """The output has to keep batch and time where it is said to, and its rows have to have what is selected."""
+    time, batch = wanted.time, wanted.batch
+    if len(dims) <= max(batch, time) or dims[time] != shapes.time or dims[batch] != shapes.batch:
+        raise ReductionError(
+            f"output {target.name!r} is {spell(dims, shapes)}; needed are batch as axis {batch} and time as axis {time}, of "
+            "the same sizes as an input's. Name another output or time axis; of a model that selects its row itself, export "
+            "what it selects from"
+        )
+    if select == "mean" and target.dtype is not None and not target.dtype.is_floating_point():
+        raise ReductionError(f"output {target.name!r} is of integers, of which a mean is none; select last, row or max")
+
+
+def _free_name(graph: ir.Graph, select: Select, index_name: str | None) -> str:
+    """What the input that says which row is wanted is called."""
+    name, taken = index_name or ("row" if select == "row" else "lengths"), {str(v.name) for v in graph.inputs}
+    if index_name in taken:
+        raise ReductionError(f"the model has an input {name!r} already; give the new one another name")
+    return next(free for free in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if free not in taken)
+
+
 def _batch(graph: ir.Graph, inputs: Inputs) -> int | ir.SymbolicDim:
-    """The size of the learners' axis, as the file has it."""
+    """The size of the batch axis, as the file has it."""
     for value, each in zip(graph.inputs, inputs.every, strict=True):
         if value.shape is not None and "batch" in each.axes:
             return value.shape[each.axes.index("batch")]

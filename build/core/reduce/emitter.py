@@ -125,15 +125,15 @@ class Emitter:
         return self._repeated(steps, inner)
 
     def answers_nothing(self, offset: int) -> bool:
-        """Whether the row `offset` further on exists even for a learner without any valid row."""
+        """Whether the row `offset` further on exists even for a history without any valid row."""
         return self._first + offset >= 0
 
     def precedes(self, layout: Layout) -> bool:
-        """Whether a learner without any valid row asks for the one right before the first."""
+        """Whether a history without any valid row asks for the one right before the first."""
         return self.kind == "row" and not layout.merged and self._first + layout.offset == -1
 
     def or_zero(self, row: ir.Value, value: ir.Value, layout: Layout) -> ir.Value:
-        """`row`, taken from `value`, with zeros for learners without any valid row."""
+        """`row`, taken from `value`, with zeros for histories without any valid row."""
         shape = [1] * len(self.shapes.of(value))
         shape[layout.batch] = -1
         lengths = self._repeated(self.lengths, layout.inner)
@@ -144,13 +144,13 @@ class Emitter:
         )
 
     def select(self, value: ir.Value, layout: Layout) -> ir.Value:
-        """The wanted row of a tensor, its time axis kept with size 1 (where merged with the learners': theirs alone)."""
+        """The wanted row of a tensor, its time axis kept with size 1 (where merged with batch: batch alone)."""
         dims = list(self.shapes.of(value))
         if layout.merged:
             row = self._row_of_merged(value, layout, dims)
         elif self.kind in ("mean", "max"):
             row = self._pool(value, layout, dims)
-        elif without_learners(layout, dims, self.shapes):
+        elif without_batch(layout, dims, self.shapes):
             row = self._row_of_all(value, layout, dims)
         else:
             row = self._row(value, layout, len(dims))
@@ -167,7 +167,7 @@ class Emitter:
         return row if in_front else self.node("Transpose", [row], perm=[order.index(axis) for axis in range(rank)])
 
     def _repeated(self, value: ir.Value, inner: int) -> ir.Value:
-        """[batch] to [batch x inner], a learner's entries next to each other."""
+        """[batch] to [batch x inner], a history's entries next to each other."""
         if inner == 1:
             return value
         column = self.node("Reshape", [value, self.constant([-1, 1])])
@@ -184,7 +184,7 @@ class Emitter:
         return self.node("Reshape", [row, self.shape([*before, self.shapes.batch, *after])])
 
     def _row_of_all(self, value: ir.Value, layout: Layout, dims: list[Dim]) -> ir.Value:
-        """A table without learners gets them: each its own row of it."""
+        """A table without batch gets one: each history its own row of it."""
         missing = max(-layout.batch, 0)
         time, batch = layout.time + missing, layout.batch + missing
         if missing:
@@ -236,7 +236,7 @@ class Emitter:
         return self._cache[name]
 
     def is_batch(self, value: ir.Value) -> bool:
-        """Whether it is the number of learners, computed here."""
+        """Whether it is the size of the batch, computed here."""
         return self._cache.get("batch") is value
 
     def _vector(self, value: ir.Value, count: int) -> ir.Value:
@@ -256,8 +256,8 @@ def typed(value: ir.Value, like: ir.Value) -> ir.Value:
     return value
 
 
-def without_learners(layout: Layout, dims: Sequence[Dim], shapes: Shapes) -> bool:
-    """Whether the tensor is the same for every learner: a mask, a table of positions."""
+def without_batch(layout: Layout, dims: Sequence[Dim], shapes: Shapes) -> bool:
+    """Whether the tensor is the same for the whole batch: a mask, a table of positions."""
     if layout.merged:
         return False
     return layout.batch < 0 or (one(dims[layout.batch]) and not one(shapes.batch))

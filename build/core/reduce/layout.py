@@ -21,14 +21,14 @@ class Stop(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a tensor keeps learners and time.
+    """Where a tensor keeps batch and time.
 
-    time, batch: axes. They are equal where a Reshape has merged both into one, learners first unless time_first; then
+    time, batch: axes. They are equal where a Reshape has merged both into one, batch first unless time_first; then
         `rows` is the number of rows that went into it, in each run of `shapes`.
-    inner: the learners' axis has `inner` entries a learner, next to each other (heads, as attention splits them).
+    inner: the batch axis has `inner` entries a history, next to each other (heads, as attention splits them).
     offset: the wanted row is this far behind the row that the model's output is asked for (a Slice moves it).
 
-    A tensor without learners (a position table, a mask) has the time axis alone: `batch` is then an axis of size 1, or
+    A tensor without batch (a position table, a mask) has the time axis alone: `batch` is then an axis of size 1, or
     negative where broadcasting would add it in front.
     """
 
@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def merged(self) -> bool:
-        """Whether learners and time share an axis."""
+        """Whether batch and time share an axis."""
         return self.time == self.batch
 
     def moved(self, time: int, batch: int) -> Layout:

@@ -1,4 +1,4 @@
-"""Columns behind the last row that anybody in a batch needs: cut off the inputs, where that changes nothing."""
+"""Columns behind the last row that any history of a batch needs: cut off the inputs, where that changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from build.core.reduce.shapes import Dim, Shapes, fixed
 
 
 def trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, emitter: Emitter) -> bool:
-    """Cut the inputs behind the last row that any learner of the batch needs, if no operator looks further.
+    """Cut the inputs behind the last row that any history of the batch needs, if no operator looks further.
 
     At least one column stays: recurrent layers take no sequence of no steps.
     """

@@ -44,7 +44,7 @@ def broadcast(value: ir.Value, rank: int, layout: Layout, shapes: Shapes) -> Lay
 
 
 def check_apart(axes: Sequence[int], layout: Layout) -> None:
-    """Neither time nor learners may be among the axes that an operator mixes.
+    """Neither time nor batch may be among the axes that an operator mixes.
 
     Raises:
         Stop: they are.
@@ -52,7 +52,7 @@ def check_apart(axes: Sequence[int], layout: Layout) -> None:
     if layout.time in axes:
         raise Stop(f"it works along time (axis {layout.time})")
     if layout.batch in axes:
-        raise Stop(f"it works along the learners' axis ({layout.batch})")
+        raise Stop(f"it works along batch (axis {layout.batch})")
 
 
 def check_known(dims: Sequence[Dim], shapes: Shapes) -> None:

@@ -26,11 +26,11 @@ class Gather(Rule):
         looked_up = range(axis, axis + width)
         if layout.time in looked_up:
             if layout.batch not in looked_up:
-                raise Stop("it looks up time in learners' own tables")
+                raise Stop("it looks up time in a table that has the batch")
             if kind in ("mean", "max"):
                 raise Stop(f"the {kind} of indices is no index")
             return Needs({1: layout.moved(layout.time - axis, layout.batch - axis)})
         if layout.batch in looked_up:
-            raise Stop("it looks learners up")
+            raise Stop("it looks the batch up")
         inside = (a if a < axis else a - width + 1 for a in (layout.time, layout.batch))
         return Needs({0: layout.moved(*inside)})

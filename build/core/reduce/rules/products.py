@@ -28,7 +28,7 @@ class MatMul(Rule):
         if layout.time in (row, column):
             number = 0 if layout.time == row else 1
             if layout.batch == (column if number == 0 else row):
-                raise Stop("it keeps learners and time in its two operands")
+                raise Stop("it keeps batch and time in its two operands")
             back = rank - ranks[number]
             return Needs({number: layout.moved(layout.time - back, layout.batch - back)})
         rows = {}
@@ -36,7 +36,7 @@ class MatMul(Rule):
             operand = broadcast(value, rank, layout, shapes)
             if operand is not None:
                 if layout.batch == (column if number == 0 else row):
-                    raise Stop("it sums over what would be the learners' axis")
+                    raise Stop("it sums over what would be the batch axis")
                 rows[number] = operand
         if kind == "mean" and len(rows) != 1:
             raise Stop("the mean does not commute with a product of two sequences")
@@ -44,13 +44,13 @@ class MatMul(Rule):
 
 
 class Gemm(Rule):
-    """A matrix product of two axes: time as a row, learners merged into it or absent."""
+    """A matrix product of two axes: time as a row, batch merged into it or absent."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Gemm",)
 
     def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
         if not layout.merged:
-            raise Stop("it keeps learners and time in its two operands")
+            raise Stop("it keeps batch and time in its two operands")
         number, flag = (0, "transA") if layout.time == 0 else (1, "transB")
         axis = layout.time if not node.attributes.get_int(flag, 0) else 1 - layout.time
         rows = {number: layout.moved(axis, axis)}

@@ -23,7 +23,7 @@ class Recurrent(Rule):
         if node.attributes.get_string("direction", "forward") != "forward":
             raise Stop("it reads the sequence from its end too")
         if node.attributes.get_int("layout", 0):
-            raise Stop("it has learners first (layout = 1), which ONNX Runtime does not run")
+            raise Stop("it has the batch first (layout = 1), which ONNX Runtime does not run")
         if len(node.inputs) > 4 and node.inputs[4] is not None:
             raise Stop("it has lengths (sequence_lens) of its own")
         if kind in ("mean", "max"):

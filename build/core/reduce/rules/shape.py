@@ -26,7 +26,7 @@ class Transpose(Rule):
 
 
 class Reshape(Rule):
-    """Entries keep their order and get other axes: fine as long as time stays an axis, alone or merged with learners."""
+    """Entries keep their order and get other axes: fine as long as time stays an axis, alone or merged with batch."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
@@ -37,7 +37,7 @@ class Reshape(Rule):
         inner, outer = shapes.of(value), shapes.of(node.outputs[0])
         found = self._inside(layout, Regrouping(inner, outer), shapes, inner, outer)
         if kind in ("mean", "max") and (found.merged or layout.merged):
-            raise Stop(f"it merges learners and time, and the {kind} is a learner's")
+            raise Stop(f"it merges batch and time, and the {kind} is a history's")
         check_known(row_shape(outer, layout, shapes), shapes)
         return Needs({0: found})
 
@@ -60,23 +60,23 @@ class Reshape(Rule):
                 return replace(merged, time_first=layout.time < layout.batch, rows=outer[layout.time])
         elif after == [layout.time] and len(before) == 1:
             if one(shapes.batch) and one(outer[layout.batch]):
-                return self._single_learner(layout, before[0], inner)
-            batch, inside = self._learners(layout, groups, shapes, inner, outer)
+                return self._batch_of_one(layout, before[0], inner)
+            batch, inside = self._batch(layout, groups, shapes, inner, outer)
             return replace(layout.moved(before[0], batch), inner=inside)
         raise Stop(f"it merges time with other axes: {spell(inner, shapes)} becomes {spell(outer, shapes)}")
 
-    def _learners(
+    def _batch(
         self, layout: Layout, groups: Regrouping, shapes: Shapes, inner: tuple[Dim, ...], outer: tuple[Dim, ...]
     ) -> tuple[int, int]:
-        """The learners' axis inside, and its entries a learner: they lead their group on both sides."""
+        """The batch axis inside, and its entries a history: it leads its group on both sides."""
         before, after = groups.of_output(layout.batch)
         if before and after[0] == layout.batch:
             count = inner[before[0]][0] // shapes.batch[0]
             if inner[before[0]] == tuple(n * count for n in shapes.batch):
                 return before[0], count
-        raise Stop(f"it merges learners with other axes: {spell(inner, shapes)} becomes {spell(outer, shapes)}")
+        raise Stop(f"it merges batch with other axes: {spell(inner, shapes)} becomes {spell(outer, shapes)}")
 
-    def _single_learner(self, layout: Layout, time: int, inner: tuple[Dim, ...]) -> Layout:
+    def _batch_of_one(self, layout: Layout, time: int, inner: tuple[Dim, ...]) -> Layout:
         """A batch that is fixed at 1: any axis of size 1 stands for it, or it is part of time."""
         batch = next((axis for axis, dim in enumerate(inner) if one(dim) and axis != time), time)
         return replace(layout.moved(time, batch), rows=inner[time] if batch == time else ())
@@ -179,7 +179,7 @@ class Slice(Rule):
         if start is None:
             return Needs({0: layout})
         if layout.merged:
-            raise Stop("it cuts an axis that learners and time share")
+            raise Stop("it cuts an axis that batch and time share")
         return Needs({0: replace(layout, offset=layout.offset + start)})
 
     def _start(self, node: ir.Node, layout: Layout, shapes: Shapes) -> int | None:
@@ -196,7 +196,7 @@ class Slice(Rule):
         # Exporters slice axes from end to end; with steps of 1 nothing is cut where nothing is missing.
         cut = {axis % len(inner): n for n, axis in enumerate(numbers) if inner[axis] != outer[axis] or by[n] != 1}
         if layout.batch in cut and not layout.merged:
-            raise Stop("it cuts the learners' axis")
+            raise Stop("it cuts the batch axis")
         if layout.time not in cut:
             return None
         if first is None:

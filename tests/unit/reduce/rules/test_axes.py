@@ -44,7 +44,7 @@ def test_what_works_along_features_lets_the_row_through(op, width, axis, exclusi
 def test_what_works_along_time_or_learners_keeps_the_selection_above_it(op, axis):
     g = Graph()
     x = g.sequence(4)
-    reason = "it works along time (axis 1)" if axis else "it works along the learners' axis (0)"
+    reason = "it works along time (axis 1)" if axis else "it works along batch (axis 0)"
     assert_rests(check(g.model(along(g, op, x, axis))), op, reason)
 
 
@@ -179,7 +179,7 @@ def test_a_reduction_over_learners_keeps_the_selection_above_it():
     g = Graph()
     x = g.op("Exp", g.sequence(4))
     wide = g.op("Expand", g.op("ReduceMax", x, [0], keepdims=1), g.op("Shape", "x"))
-    assert_rests(check(g.model(wide)), "ReduceMax", "same for every learner")
+    assert_rests(check(g.model(wide)), "ReduceMax", "same for the whole batch")
 
 
 def test_a_reduction_that_drops_axes_before_time_lets_the_row_through():

@@ -61,11 +61,11 @@ def test_lookups_in_time_keep_the_selection_above_them():
     g = Graph()
     x = g.sequence(4)
     numbers = falling(g, x, 1)
-    assert_rests(check(g.model(g.op("Gather", x, numbers, axis=1))), "Gather", "learners' own tables")
+    assert_rests(check(g.model(g.op("Gather", x, numbers, axis=1))), "Gather", "a table that has the batch")
 
 
 def test_lookups_of_learners_keep_the_selection_above_them():
     g = Graph()
     x = g.sequence(4)
     numbers = falling(g, x, 0)
-    assert_rests(check(g.model(g.op("Gather", x, numbers, axis=0))), "Gather", "looks learners up")
+    assert_rests(check(g.model(g.op("Gather", x, numbers, axis=0))), "Gather", "looks the batch up")

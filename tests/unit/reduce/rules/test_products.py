@@ -79,7 +79,7 @@ def test_matmul_with_learners_as_its_columns_keeps_the_selection_above_it():
     x = g.sequence(4)
     learner = g.op("Transpose", g.op("ReduceMean", x, [1], keepdims=0), perm=[1, 0])
     made = g.op("MatMul", g.table(3, 4), learner)  # [time, 3, batch]
-    assert_rests(check(g.model(g.op("Transpose", made, perm=[2, 0, 1]))), "MatMul", "learners")
+    assert_rests(check(g.model(g.op("Transpose", made, perm=[2, 0, 1]))), "MatMul", "the batch axis")
 
 
 def test_the_mean_of_a_product_of_sequences_is_no_product_of_means():
@@ -142,4 +142,4 @@ def test_gemm_of_learners_with_a_table_of_rows_keeps_the_selection_above_it():
 def test_gemm_over_merged_rows_keeps_mean_and_maximum_above_it(select):
     g = Graph()
     made = back(g, g.op("Gemm", flat(g, g.sequence(4), 4), g.weight(4, 3)), 3)
-    assert_rests(check(g.model(made), select), "Reshape", "it merges learners and time")
+    assert_rests(check(g.model(made), select), "Reshape", "it merges batch and time")

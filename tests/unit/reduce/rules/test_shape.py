@@ -157,7 +157,7 @@ def test_a_reshape_that_merges_heads_before_learners_keeps_the_selection_above_i
     merged = g.op("Sin", g.op("Reshape", first, g.op("Concat", [-1], g.size(x, 1), [3], axis=0)))
     apart = g.op("Reshape", merged, g.op("Concat", [2], g.size(x, 0), g.size(x, 1), [3], axis=0))
     made = g.op("Reshape", g.op("Transpose", apart, perm=[1, 2, 0, 3]), [0, 0, 6])
-    assert_rests(check(g.model(made)), "Reshape", "merges learners with other axes")
+    assert_rests(check(g.model(made)), "Reshape", "merges batch with other axes")
 
 
 @given(widths, st.sampled_from(["narrow", "learner", "table", "same"]), selects)
@@ -216,7 +216,7 @@ def test_a_concatenation_of_learners_keeps_the_selection_above_it():
     both = g.op("Concat", x, g.op("Neg", x), axis=0)
     made = g.op("Slice", both, [0], g.size(x, 0), [0])
     reduction = check(g.model(made))
-    assert_rests(reduction, "Slice", "learners' axis")
+    assert_rests(reduction, "Slice", "the batch axis")
 
 
 @given(widths, widths, st.sampled_from(["sizes", "equal", "count"]), st.sampled_from([2, -1]), selects)
