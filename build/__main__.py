@@ -316,7 +316,7 @@ def precision(
     sample: Annotated[int, typer.Option("--sample", min=100, help="Predictions, drawn at random")] = 4000,
 ) -> None:
     """What a lower precision costs: AUC of the core in float32, float16 and int8 on learners that the model has not seen."""
-    from build.core.precision import cost
+    from build.core.accuracy import cost
     from build.model.training import split
 
     workspace = open_workspace(spec, checkpoint, None, data, learners, network)

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build import ROOT, aside
-from build.model import checkpoint as checkpoints
-from build.model.checkpoint import digest, outside
-from build.repository import config, manifest, sources
+from build.model.checkpoint import outside
+from build.repository import config, fingerprint, manifest
 from ensemble.errors import LastrowError
-from ensemble.spec import ModuleNetwork, Spec
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from build.core.reduce import Reduction
+from ensemble.spec import Spec
 
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
-FINGERPRINT = "lastrow.fingerprint"
-PARITY = "lastrow.parity"
-# PyTorch's exporter takes the other two along; of the two names of ONNX Runtime one is installed.
-EXPORTERS = ("torch", "onnxscript", "onnx-ir", "onnx", "numpy", "onnxruntime", "onnxruntime-gpu")
+# In a core's metadata: what it was made from, and how far it was from PyTorch then.
+FINGERPRINT, PARITY = "lastrow.fingerprint", "lastrow.parity"
 
 
 class RepositoryError(LastrowError):
@@ -53,7 +40,7 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
         CheckpointError, ReductionError, ParityError: as their modules say.
         RepositoryError: `out` cannot be written, or has a model that would be overwritten and is not lastrow's.
     """
-    wanted = fingerprint(spec, checkpoint)
+    wanted = fingerprint.of(spec, checkpoint)
     files = derived(spec)
     core = out / config.CORE / "1" / "model.onnx"
     found, weights = metadata(core), outside(core)
@@ -63,7 +50,8 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
         with aside.beside(out) as folder:
             moves: dict[Path, Path] = {}
             if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in weights):
-                made, parity = _make_core(spec, checkpoint, wanted, folder)
+                parity = _make_core(spec, checkpoint, wanted, folder / core.name)
+                made = sorted(folder.glob(f"{core.name}*"), reverse=True)  # weights first where they lie apart
                 moves |= {core.with_name(file.name): file for file in made}
                 stale = [file for file in weights if FINGERPRINT in found and file not in moves]
             else:
@@ -82,6 +70,18 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
     except OSError as e:
         raise RepositoryError(f"cannot write the repository {out}: {e.strerror} ({e.filename})") from e
     return Built(out, tuple(sorted(str(target.relative_to(out)) for target in moves)), parity)
+
+
+def _make_core(spec: Spec, checkpoint: Path, wanted: str, path: Path) -> float:
+    """Write the core, and in it what it was made from; returns the largest difference from PyTorch."""
+    # Nearly every build finds its core there, and is to know without PyTorch.
+    from build.core import recipe
+    from build.core.reduce.file import save
+
+    core = recipe.make(spec, checkpoint, path)
+    core.model.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(core.difference)})
+    save(core.model, path)
+    return core.difference
 
 
 def derived(spec: Spec) -> dict[str, bytes]:
@@ -124,33 +124,6 @@ def _is_own(out: Path, model: str, files: Mapping[str, bytes]) -> bool:
     return True
 
 
-def fingerprint(spec: Spec, checkpoint: Path) -> str:
-    """What the core depends on: the spec's model, the weights, all code that makes it, and the versions of what it uses."""
-    own = sources.find(__name__)
-    files, versions = dict(own.files), _versions()
-    if isinstance(spec.network, ModuleNetwork):
-        brought = sources.find(checkpoints.factory_module(spec.network.factory))
-        files |= brought.files
-        versions |= brought.versions()
-    parts = [
-        spec.model_dump_json(include={"model", "network", "reduce", "export", "parity", "tensors"}),
-        spec.steps.core.device,  # by which parity's tolerance goes
-        digest(checkpoint),
-        json.dumps(versions, sort_keys=True),
-        *(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for name, file in sorted(files.items())),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    """The version of each package that exports, rewrites or runs the core, of those that are installed."""
-    found = {}
-    for package in EXPORTERS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
 def metadata(model: Path) -> dict[str, str]:
     """An ONNX file's metadata_props; empty where there is no readable file."""
     import onnx
@@ -160,64 +133,3 @@ def metadata(model: Path) -> dict[str, str]:
         return {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
     except (OSError, DecodeError):
         return {}
-
-
-def _make_core(spec: Spec, checkpoint: Path, wanted: str, folder: Path) -> tuple[list[Path], float]:
-    """Export, reduce, compare. Returns the core's files, weights first where they lie apart, and the largest difference."""
-    from build.core import parity
-    from build.core.battery import prove
-    from build.core.export import adopt, export, widen
-    from build.core.precision import lower
-    from build.core.reduce.file import save
-    from build.progress import bar
-
-    with bar("export to ONNX") as update:
-        model = None if spec.network.type == "onnx" else checkpoints.load(checkpoint, spec)
-        full = adopt(checkpoint, spec) if model is None else export(model, spec)
-        full_file, core_file = folder / "full.onnx", folder / "model.onnx"
-        save(full.model, full_file)
-        update(0.7, "reduce")
-        reduction = cut(full.model, spec) if spec.reduce.where == "core" else None
-        core = full.model.clone() if reduction is None else reduction.model
-        save(core, folder / "cut.onnx")
-        core = widen(lower(core, spec.export.precision), spec)
-        save(core, core_file)
-    with bar("parity") as update:
-        differences = parity.check(model, full_file, core_file, spec, full.sigmoid, update)
-        worst = max(d.value for d in differences)
-        update(1.0, f"largest difference {worst:.1e}")
-    if reduction is not None:
-        with bar("cut against full") as update:
-            proof = prove(
-                full_file, folder / "cut.onnx", reduction.inputs, spec.tensors.all_logits.name, progress=update
-            )
-            update(1.0, f"largest difference {proof.difference:.1e}")
-    core.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(worst)})
-    save(core, core_file)
-    return sorted(folder.glob(f"{core_file.name}*"), reverse=True), worst
-
-
-def cut(full: ir.Model, spec: Spec) -> Reduction:
-    """The full model reduced to the last valid row, under the spec's names, its inputs as the spec declares them.
-
-    Raises:
-        ReductionError: its output is not [batch, time, problems], or it does not answer a cold start that the spec promises.
-    """
-    from build.core.export import finish
-    from build.core.reduce import Declared, ReductionError, reduce
-
-    ids, responses = spec.tensors.recent_problem_ids.name, spec.tensors.recent_responses.name
-    reduction = reduce(
-        full,
-        window=spec.model.window,
-        index_name=spec.tensors.lengths.name,
-        output_name=spec.tensors.logits.name,
-        length_aware=spec.reduce.length_aware,
-        declared=Declared({ids: (0, spec.model.problems - 1), responses: (0, 1)}),
-    )
-    if spec.shortest_history == 0 and not reduction.empty:
-        raise ReductionError(
-            "the reduced model has no row before the first interaction to answer a cold start from; set "
-            f"model.cold_start = false in the spec. The selection rests at {'; '.join(reduction.rests)}"
-        )
-    return replace(reduction, model=finish(reduction.model))

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 
 from build.bench.ladder.device import as_triton_says
 from build.core.export import export
+from build.core.recipe import cut
 from build.core.reduce.file import save
-from build.repository import assembly as repository
 from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, settings
 from build.server.backends.onnxruntime.lastrow_onnxruntime.errors import ConfigError
 from ensemble.spec import Spec
@@ -74,7 +74,7 @@ class Gpu:
 def core(request, spec, tmp_path_factory) -> tuple[Spec, Path]:
     made = spec_of(spec, request.param)
     path = tmp_path_factory.mktemp("core") / "core.onnx"
-    save(repository.cut(export(untrained(made), made).model, made).model, path)
+    save(cut(export(untrained(made), made).model, made).model, path)
     return made, path
 
 
@@ -144,7 +144,7 @@ def length_aware(spec, tmp_path_factory) -> ort.InferenceSession:
     table["reduce"]["length_aware"] = True
     made = Spec.model_validate(table)
     path = tmp_path_factory.mktemp("length-aware") / "core.onnx"
-    save(repository.cut(export(untrained(made), made).model, made).model, path)
+    save(cut(export(untrained(made), made).model, made).model, path)
     return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 

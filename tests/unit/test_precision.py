@@ -11,9 +11,11 @@ import torch
 
 from build.bench.ladder import rung
 from build.core import parity
+from build.core.accuracy import cost
 from build.core.export import export
 from build.core.parity import open_core, probabilities, windows
-from build.core.precision import FLOAT32, HALF, PrecisionError, cost, halve, lower, quantise
+from build.core.precision import FLOAT32, HALF, PrecisionError, halve, lower, quantise
+from build.core.recipe import cut
 from build.core.reduce.file import save
 from build.model import checkpoint
 from build.model.network import create
@@ -60,7 +62,7 @@ def test_the_answers_are_those_of_pytorch_in_float64(spec, network, size, whole,
     torch.manual_seed(0)
     model = untrained(wanted) if size == "small" else create(wanted).eval()
     full = export(model, wanted).model
-    core = repository.cut(full, wanted).model
+    core = cut(full, wanted).model
     save(core, tmp_path / "single.onnx")
     if whole:
         save(lower(core.clone(), "int8"), tmp_path / "eighth.onnx")
@@ -89,7 +91,7 @@ def test_the_answers_are_those_of_pytorch_in_float64(spec, network, size, whole,
 @pytest.mark.parametrize("network", NETWORKS)
 def test_float32_stays_where_it_matters(spec, network):
     wanted = on_a_gpu(resized(spec, network, problems=40, window=32))
-    core = halve(repository.cut(export(untrained(wanted), wanted).model, wanted).model)
+    core = halve(cut(export(untrained(wanted), wanted).model, wanted).model)
     products = [node for node in core.graph if node.op_type in ("MatMul", "Gemm")]
     assert products
     assert all(value.dtype == HALF for node in products for value in node.inputs)
@@ -171,7 +173,7 @@ def test_a_precision_belongs_to_a_device_and_to_a_core_of_one_row(changes, remed
 )
 def test_int8_is_for_lstms_and_for_products_with_weights(spec, network, kept, quantised):
     wanted = in_int8(spec, network)
-    core = repository.cut(export(untrained(wanted), wanted).model, wanted).model
+    core = cut(export(untrained(wanted), wanted).model, wanted).model
     core.metadata_props["own"] = "kept"
     names = [value.name for value in [*core.graph.inputs, *core.graph.outputs]]
     made = quantise(core)
@@ -188,7 +190,7 @@ def test_int8_is_for_lstms_and_for_products_with_weights(spec, network, kept, qu
 def test_an_int8_core_remembers_nothing(spec, tmp_path):
     """What a run leaves in memory, long and short histories side by side, is no part of the next answer."""
     wanted = in_int8(spec)
-    core = repository.cut(export(untrained(wanted), wanted).model, wanted).model
+    core = cut(export(untrained(wanted), wanted).model, wanted).model
     save(quantise(core), tmp_path / "eighth.onnx")
     names = [value.name for value in core.graph.inputs]
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ import torch
 from build.core import parity
 from build.core.export import export
 from build.core.parity import ParityError
+from build.core.recipe import cut
 from build.core.reduce import Inputs, ReductionError
 from build.core.reduce import file as model_file
 from build.core.reduce.rules import RECURRENT
@@ -24,7 +25,7 @@ from build.core.reduction import reduce_file
 from build.model import checkpoint
 from build.model.checkpoint import CheckpointError
 from build.repository import assembly as repository
-from build.repository import manifest, sources
+from build.repository import fingerprint, manifest, sources
 from build.repository.assembly import RepositoryError
 from ensemble.spec import Spec
 from tests import factories
@@ -41,7 +42,7 @@ def exported(request, spec, tmp_path_factory):
     model = untrained(small)
     full = export(model, small).model
     ir.save(full, folder / "full.onnx")
-    ir.save(repository.cut(full, small).model, folder / "core.onnx")
+    ir.save(cut(full, small).model, folder / "core.onnx")
     return small, model, folder / "full.onnx", folder / "core.onnx"
 
 
@@ -103,7 +104,7 @@ def test_a_core_that_computes_the_whole_window_answers_a_cold_start(spec, networ
     model = untrained(small)
     full = export(model, small).model
     ir.save(full, tmp_path / "full.onnx")
-    core = repository.cut(full, small).model
+    core = cut(full, small).model
     ir.save(core, tmp_path / "core.onnx")
     # What a captured CUDA graph may repeat: nothing stops at a length, or is as large as one says.
     assert not any(node.inputs[4:5] not in ((), (None,)) for node in core.graph if node.op_type in RECURRENT)
@@ -127,7 +128,7 @@ def test_what_lies_behind_the_length_changes_nothing(exported):
 
 def test_the_gate_names_the_stage_that_parts(exported, tmp_path):
     spec, model, full_file, _ = exported
-    other = repository.cut(export(untrained(spec, seed=1), spec).model, spec).model
+    other = cut(export(untrained(spec, seed=1), spec).model, spec).model
     ir.save(other, tmp_path / "core.onnx")
     with pytest.raises(ParityError, match=r"ONNX core.* parts from PyTorch full forward by .* at lengths \[1\]"):
         parity.check(model, full_file, tmp_path / "core.onnx", spec)
@@ -144,9 +145,9 @@ def test_the_cut_refuses_a_cold_start_that_the_model_cannot_give(small_spec):
 
     full = export(Residual(), small_spec).model
     with pytest.raises(ReductionError, match=r"no row before the first interaction.*model.cold_start = false"):
-        repository.cut(full, small_spec)
+        cut(full, small_spec)
     warm = small_spec.model_copy(update={"model": small_spec.model.model_copy(update={"cold_start": False})})
-    assert [value.name for value in repository.cut(full, warm).model.graph.outputs] == ["logits"]
+    assert [value.name for value in cut(full, warm).model.graph.outputs] == ["logits"]
 
 
 def test_build_writes_only_what_changed(small_spec, small_checkpoint, built):
@@ -310,16 +311,16 @@ def test_weights_beside_a_core_are_missed_when_gone_and_go_with_it(small_spec, s
 
 @pytest.mark.parametrize("package", ["torch", "onnx", "onnxscript", "onnx-ir", "numpy", "onnxruntime-gpu"])
 def test_another_version_of_what_makes_a_core_makes_another(small_spec, small_checkpoint, monkeypatch, package):
-    before = repository.fingerprint(small_spec, small_checkpoint)
-    assert repository.fingerprint(small_spec, small_checkpoint) == before
+    before = fingerprint.of(small_spec, small_checkpoint)
+    assert fingerprint.of(small_spec, small_checkpoint) == before
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == package else version(name))
-    assert repository.fingerprint(small_spec, small_checkpoint) != before
+    assert fingerprint.of(small_spec, small_checkpoint) != before
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        "build.repository.assembly",
+        "build.core.recipe",
         "build.core.battery",
         "build.core.export",
         "build.model.checkpoint",
@@ -328,8 +329,8 @@ def test_another_version_of_what_makes_a_core_makes_another(small_spec, small_ch
     ],
 )
 def test_other_code_makes_another_core(small_spec, small_checkpoint, monkeypatch, tmp_path, module):
-    before = repository.fingerprint(small_spec, small_checkpoint)
-    found = sources.find("build.repository.assembly")
+    before = fingerprint.of(small_spec, small_checkpoint)
+    found = sources.find(fingerprint.MAKER)
     assert {
         "build.model.network",
         "build.core.parity",
@@ -341,7 +342,7 @@ def test_other_code_makes_another_core(small_spec, small_checkpoint, monkeypatch
     changed.write_text(found.files[module].read_text() + "\n# changed\n")
     found.files[module] = changed
     monkeypatch.setattr(sources, "find", lambda _: found)
-    assert repository.fingerprint(small_spec, small_checkpoint) != before
+    assert fingerprint.of(small_spec, small_checkpoint) != before
 
 
 def test_another_helper_of_a_factory_makes_another_core(spec, monkeypatch, tmp_path):
@@ -364,9 +365,9 @@ def test_another_helper_of_a_factory_makes_another_core(spec, monkeypatch, tmp_p
     (package / "aside.py").write_text("")
     assert repository.build(own, tmp_path / "model.pt", out).changed == ()
     for name in ("layers/attention.py", "layers/__init__.py", "__init__.py", "model.py", "size.py"):
-        before = repository.fingerprint(own, tmp_path / "model.pt")
+        before = fingerprint.of(own, tmp_path / "model.pt")
         (package / name).write_text((package / name).read_text() + "# changed\n")
-        assert repository.fingerprint(own, tmp_path / "model.pt") != before, name
+        assert fingerprint.of(own, tmp_path / "model.pt") != before, name
     assert repository.build(own, tmp_path / "model.pt", out).changed == ("core/1/model.onnx",)
 
 
@@ -385,4 +386,4 @@ def test_a_factorys_packages_count_with_their_versions(spec, monkeypatch, tmp_pa
 def test_the_device_counts_since_parity_goes_by_it(small_spec, small_checkpoint):
     core = small_spec.steps.core.model_copy(update={"device": "gpu"})
     gpu = small_spec.model_copy(update={"steps": small_spec.steps.model_copy(update={"core": core})})
-    assert repository.fingerprint(gpu, small_checkpoint) != repository.fingerprint(small_spec, small_checkpoint)
+    assert fingerprint.of(gpu, small_checkpoint) != fingerprint.of(small_spec, small_checkpoint)
