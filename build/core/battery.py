@@ -62,7 +62,11 @@ class Proof:
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """For people: what was checked."""
+        """For people: what was checked.
+
+        >>> Proof(difference=2e-7, dependence=0, cases=(Case(2, 512, (), 0),), inputs=()).lines()[0]
+        "largest difference from the full model: 2.0e-07 of the answers' spread"
+        """
         sizes = ", ".join(f"{case.batch} x {case.time}" for case in self.cases)
         return [
             f"largest difference from the full model: {self.difference:.1e} of the answers' spread",
@@ -119,6 +123,20 @@ def prove(
     progress: Callable[[float, str], None] = lambda *_: None,
 ) -> Proof:
     """Hold the reduced model against the full one.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from build.core.reduce.example import cut, model
+    >>> from build.core.reduce.file import save
+    >>> reduction = cut("y = Tanh(x)")
+    >>> with TemporaryDirectory() as folder:
+    ...     full, row = Path(folder) / "full.onnx", Path(folder) / "row.onnx"
+    ...     save(model("y = Tanh(x)"), full)
+    ...     save(reduction.model, row)
+    ...     proof = prove(full, row, reduction.inputs, "y")
+    >>> proof.difference, len(proof.cases)
+    (0.0, 15)
+    >>> print(*proof.inputs)
+    x [batch, time, 2]: of any size (floating point)
 
     Args:
         inputs: of the full model.

@@ -35,6 +35,16 @@ def reduce_file(
 ) -> tuple[Reduction, Proof]:
     """Write the reduced model to `out`, if it answers as the full one does.
 
+    >>> from tempfile import TemporaryDirectory
+    >>> from build.core.reduce.example import model
+    >>> with TemporaryDirectory() as folder:
+    ...     save(model("y = Tanh(x)"), Path(folder) / "full.onnx")
+    ...     reduction, proof = reduce_file(Path(folder) / "full.onnx", Path(folder) / "row.onnx", "last")
+    ...     sorted(file.name for file in Path(folder).iterdir())
+    ['full.onnx', 'row.onnx']
+    >>> reduction.rests, proof.difference
+    (('x [batch, time, 2]: it is an input',), 0.0)
+
     Args:
         declared: what the inputs hold, where the model does not say.
 

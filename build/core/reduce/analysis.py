@@ -19,7 +19,14 @@ from build.core.reduce.shapes import Shapes
 
 @dataclass(frozen=True)
 class Demand:
-    """How much of a tensor its readers need; layout says where time is, unless all of it is needed."""
+    """How much of a tensor its readers need; layout says where time is, unless all of it is needed.
+
+    >>> rows = Layout(time=1, batch=0)
+    >>> Demand("row", rows).join(Demand("prefix", rows)).amount
+    'prefix'
+    >>> Demand("row", rows).join(Demand("row", Layout(time=1, batch=0, offset=1))).amount
+    'prefix'
+    """
 
     amount: Literal["row", "prefix", "whole"]
     layout: Layout | None = None
@@ -64,7 +71,16 @@ class Analysis:
 def analyse(
     graph: ir.Graph, output: ir.Value, layout: Layout, shapes: Shapes, kind: Kind, length_aware: bool = True
 ) -> Analysis:
-    """Walk the graph, whose nodes are in the order of computation. length_aware: whether recurrent layers may stop early."""
+    """Walk the graph, whose nodes are in the order of computation. length_aware: whether recurrent layers may stop early.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> full = model("s = CumSum(x, axis)  z = Tanh(s)  y = Neg(z)", weights="int64 axis = {1}")
+    >>> found = analyse(full.graph, full.graph.outputs[0], Layout(time=1, batch=0), shapes_of(full), "row")
+    >>> [node.op_type for node in found.plan]
+    ['Neg', 'Tanh']
+    >>> [(rest.value.name, rest.reason) for rest in found.rests]
+    [('s', 'it works along time (axis 1)')]
+    """
     found = Analysis()
     rows: dict[ir.Value, list[Layout]] = {}
 

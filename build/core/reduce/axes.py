@@ -31,6 +31,12 @@ def find(
 ) -> tuple[dict[str, tuple[str | int, ...]], dict[str, int]]:
     """Name every axis of every input.
 
+    >>> from build.core.reduce.example import model
+    >>> full = model("y = Tanh(x)", "float[n, m, 2] x")
+    >>> session = ort.InferenceSession(ir.to_proto(full).SerializeToString())
+    >>> find(full, session, "y", labels=(), time_axis=1, window=512, lowest={})
+    ({'x': ('batch', 'time', 2)}, {})
+
     Args:
         output: the output that is meant.
         labels: what the file calls its axes, as far as it does.

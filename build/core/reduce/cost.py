@@ -30,7 +30,13 @@ class Cost:
 
 
 def cost(graph: ir.Graph, shapes: Shapes, time: int) -> Cost:
-    """The cost for a batch of one, of `time` rows."""
+    """The cost for a batch of one, of `time` rows.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> full = model("y = MatMul(x, w)", weights="float[2, 1] w = {1, 2}")
+    >>> cost(full.graph, shapes_of(full), time=512)
+    Cost(operations=2048, output_bytes=2048, nodes=1)
+    """
     return Cost(
         operations=sum(operations(node, shapes, time) for node in graph),
         output_bytes=sum(
@@ -42,7 +48,13 @@ def cost(graph: ir.Graph, shapes: Shapes, time: int) -> Cost:
 
 
 def operations(node: ir.Node, shapes: Shapes, time: int) -> int:
-    """Floating-point operations of one node: 2 a multiplication with addition, 1 an entry of anything else."""
+    """Floating-point operations of one node: 2 a multiplication with addition, 1 an entry of anything else.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> full = model("y = MatMul(x, w)", weights="float[2, 1] w = {1, 2}")
+    >>> operations(full.graph[0], shapes_of(full), time=512)  # 512 x 2 multiplications, and as many additions
+    2048
+    """
 
     def at(value: ir.Value | None) -> tuple[int, ...]:
         return shapes.at(value, 1, time) if value is not None and shapes.known(value) else ()
@@ -68,6 +80,12 @@ def operations(node: ir.Node, shapes: Shapes, time: int) -> int:
 
 def tail(graph: ir.Graph, taken: dict[str, tuple[str, str]], shapes: Shapes) -> str:
     """The graph from its output down to where the selection rests, one node a line.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("z = Exp(x)  y = Softmax<axis = 1>(z)").tail)
+    Squeeze  y [batch, 2]
+      GatherND  y_row [batch, 1, 2]
+        <- y_every_row [batch, time, 2]: it works along time (axis 1)
 
     Args:
         taken: by the name of a tensor that is the wanted row of another: that one's name and shape, and why it rests there.

@@ -66,6 +66,17 @@ def reduce(
 ) -> Reduction:
     """Select in time at one output of a model and sink the selection.
 
+    >>> from build.core.reduce.example import model
+    >>> full = model("s = CumSum(x, axis)  y = Tanh(s)", weights="int64 axis = {1}")
+    >>> reduction = reduce(full)
+    >>> print(reduction.tail)
+    Squeeze  y [batch, 2]
+      Tanh  y_row [batch, 1, 2]
+        GatherND  s_row [batch, 1, 2]
+          <- s [batch, time, 2]: it works along time (axis 1)
+    >>> [value.name for value in reduction.model.graph.inputs]
+    ['x', 'lengths']
+
     Args:
         full: with an output [batch, time, ...], or [time, batch, ...], or time further behind. Not changed.
         select: "last" valid row by the input `lengths`; "row" by the input `row`; "mean" or "max" over valid rows.

@@ -51,6 +51,12 @@ class Declared:
     def check(self, model: ir.Model) -> None:
         """Every declared input has to be there, once.
 
+        >>> from build.core.reduce.example import model
+        >>> Declared(masks=frozenset({"mask"})).check(model("y = Tanh(x)"))
+        Traceback (most recent call last):
+            ...
+        build.core.reduce.layout.ReductionError: the model has no input 'mask' to declare; it has x
+
         Raises:
             ReductionError: it is not.
         """

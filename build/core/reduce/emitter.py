@@ -19,6 +19,15 @@ class Emitter:
         lengths: INT32 [batch], the input that says which row is wanted: valid rows, or with `row` its number.
         taken: by a tensor's wanted row, the tensor.
         numbers: rows counted from 0: they grow with time, and the first ones stay what they are.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> full = model("y = Tanh(x)")
+    >>> emitter = Emitter(full, shapes_of(full), "row", ir.Value(name="lengths"), counted=True)
+    >>> emitter.name("y")
+    'y_2'
+    >>> row = emitter.select(full.graph.inputs[0], Layout(time=1, batch=0))
+    >>> [node.op_type for node in full.graph]
+    ['Tanh', 'Cast', 'Add', 'Max', 'Reshape', 'GatherND']
     """
 
     def __init__(self, model: ir.Model, shapes: Shapes, kind: Kind, lengths: ir.Value, counted: bool) -> None:
@@ -250,14 +259,26 @@ class Emitter:
 
 
 def typed(value: ir.Value, like: ir.Value) -> ir.Value:
-    """The value, with the type of another."""
+    """The value, with the type of another.
+
+    >>> typed(ir.Value(name="row"), ir.Value(name="all", type=ir.TensorType(ir.DataType.INT32))).dtype
+    INT32
+    """
     if like.dtype is not None:
         value.dtype = like.dtype
     return value
 
 
 def without_batch(layout: Layout, dims: Sequence[Dim], shapes: Shapes) -> bool:
-    """Whether the tensor is the same for the whole batch: a mask, a table of positions."""
+    """Whether the tensor is the same for the whole batch: a mask, a table of positions.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> shapes = shapes_of(model("y = Tanh(x)"))
+    >>> without_batch(Layout(time=0, batch=-1), [shapes.time], shapes)  # a table [time]
+    True
+    >>> without_batch(Layout(time=1, batch=0), [shapes.batch, shapes.time], shapes)
+    False
+    """
     if layout.merged:
         return False
     return layout.batch < 0 or (one(dims[layout.batch]) and not one(shapes.batch))

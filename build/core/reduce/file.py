@@ -14,12 +14,22 @@ PROTOBUF_LIMIT = 1 << 30  # bytes of weights from which on they are kept beside 
 
 
 def weights(model: ir.Model) -> int:
-    """Bytes of the model's constants."""
+    """Bytes of the model's constants.
+
+    >>> from build.core.reduce.example import model
+    >>> weights(model("y = Mul(x, w)", weights="float[2] w = {1, 2}"))
+    8
+    """
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def load(path: Path) -> ir.Model:
     """Read a model, with weights that lie beside its file.
+
+    >>> load(Path("missing.onnx"))
+    Traceback (most recent call last):
+        ...
+    build.core.reduce.layout.ReductionError: cannot read missing.onnx: [Errno 2] No such file or directory: 'missing.onnx'
 
     Raises:
         ReductionError: it cannot be read, or says that its weights lie elsewhere than in its own folder.
@@ -31,7 +41,15 @@ def load(path: Path) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write the model, its weights in a file beside it where protobuf could not hold them."""
+    """Write the model, its weights in a file beside it where protobuf could not hold them.
+
+    >>> from build.core.reduce.example import model
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save(model("y = Tanh(x)"), Path(folder) / "model.onnx")
+    ...     load(Path(folder) / "model.onnx").graph[0].op_type
+    'Tanh'
+    """
     ir.save(model, path, external_data=f"{path.name}.data" if weights(model) > PROTOBUF_LIMIT else None)
 
 
@@ -39,6 +57,13 @@ def open_session(path: Path, optimised: bool = True) -> ort.InferenceSession:
     """A session on the CPU that prints nothing: what goes wrong is raised, and the caller says it.
 
     ONNX Runtime 1.31's blocking of convolutions crashes on a float16 product behind a Transpose: it is left out.
+
+    >>> from build.core.reduce.example import model
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save(model("y = Tanh(x)"), Path(folder) / "model.onnx")
+    ...     [value.name for value in open_session(Path(folder) / "model.onnx").get_inputs()]
+    ['x']
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -40,6 +40,12 @@ class Input:
         low, high: what values lie between, both included; None where nothing bounds them.
         special: numbers that the graph compares it with.
         known: where all this is known from, in words; empty where it is not known.
+
+    >>> ids = Input("ids", np.dtype(np.int64), ("batch", "time"), low=0, high=9, known="it looks up 10 rows")
+    >>> print(ids)
+    ids [batch, time]: 0 to 9 (it looks up 10 rows)
+    >>> ids.draw({"batch": 2, "time": 3}, np.array([3, 1]), np.random.default_rng(0)).shape
+    (2, 3)
     """
 
     name: str
@@ -116,6 +122,11 @@ class Inputs:
     ) -> Inputs:
         """Find out what the inputs are by looking at the graph and running it.
 
+        >>> from build.core.reduce.example import model
+        >>> full = model("y = Gather(table, ids)", "int64[batch, time] ids", "float[3, 1] table = {1, 2, 3}")
+        >>> print(*Inputs.find(full, "y", time_axis=1, window=512).every)
+        ids [batch, time]: 0 to 2 (it looks up 3 rows)
+
         Args:
             output: the output that is meant, and its axis of time.
             window: rows that the model takes at most.
@@ -149,7 +160,12 @@ class Inputs:
         return sorted({axis for each in self.every for axis in each.axes if isinstance(axis, str)} - {BATCH, TIME})
 
     def sizes(self, batch: int, time: int, others: Sequence[int] = ()) -> dict[str, int]:
-        """By name the size of every axis; batch and time as they are fixed, if they are."""
+        """By name the size of every axis; batch and time as they are fixed, if they are.
+
+        >>> states = Input("states", np.dtype(np.float32), ("batch", "steps"))
+        >>> Inputs((states,), {}, window=512).sizes(batch=2, time=3, others=[7])
+        {'steps': 7, 'batch': 2, 'time': 3}
+        """
         named = dict(zip(self.others, others, strict=False))
         return {**dict.fromkeys(self.others, time), **named, BATCH: batch, TIME: time, **self.fixed}
 
@@ -171,6 +187,10 @@ class Inputs:
         self, sizes: Mapping[str, int], lengths: Array, rng: np.random.Generator, scale: float = 1.0
     ) -> dict[str, Array]:
         """Random feeds, by name.
+
+        >>> n = Input("n", np.dtype(np.int64), ("batch",), role="length")
+        >>> Inputs((n,), {}, window=512).draw({"batch": 2, "time": 3}, np.array([3, 1]), np.random.default_rng(0))
+        {'n': array([3, 1])}
 
         Args:
             sizes: as `sizes` gives them.

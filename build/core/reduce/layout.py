@@ -30,6 +30,12 @@ class Layout:
 
     A tensor without batch (a position table, a mask) has the time axis alone: `batch` is then an axis of size 1, or
     negative where broadcasting would add it in front.
+
+    >>> rows = Layout(time=1, batch=0)  # [batch, time, ...]
+    >>> rows.moved(time=0, batch=1) == Layout(time=0, batch=1)
+    True
+    >>> Layout(time=0, batch=0).merged  # [batch x time, ...]
+    True
     """
 
     time: int
@@ -54,6 +60,9 @@ class Needs:
     """What an operator needs so that its own output is right in the wanted row; by input number.
 
     rows: inputs of which that row is enough. prefixes: inputs needed up to that row. All others are needed whole.
+
+    >>> Needs(rows={0: Layout(time=1, batch=0)}).prefixes
+    {}
     """
 
     rows: dict[int, Layout] = field(default_factory=dict)

@@ -30,6 +30,14 @@ _SEQUENCES = ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "Sequenc
 
 
 def check_opset(model: ir.Model) -> None:
+    """Refuse a model of which the words mean something else.
+
+    >>> old = ir.from_onnx_text('<ir_version: 7, opset_import: ["": 12]> old (float x) => (float y) { y = Tanh(x) }')
+    >>> check_opset(old)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    build.core.reduce.layout.ReductionError: the model is of ONNX opset 12; 13 is the oldest that is known here. ...
+    """
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
         raise ReductionError(
@@ -39,7 +47,14 @@ def check_opset(model: ir.Model) -> None:
 
 
 def is_valid(model: ir.Model) -> bool:
-    """Whether onnx.checker accepts the model. It knows nothing of operators that ONNX Runtime's own optimiser leaves."""
+    """Whether onnx.checker accepts the model. It knows nothing of operators that ONNX Runtime's own optimiser leaves.
+
+    >>> header = '<ir_version: 10, opset_import: ["": 23]> example (float[2] x) => (float[2] y)'
+    >>> is_valid(ir.from_onnx_text(header + "{ y = Tanh(x) }"))
+    True
+    >>> is_valid(ir.from_onnx_text(header + "{ y = FusedTanh(x) }"))
+    False
+    """
     if file.weights(model) >= file.PROTOBUF_LIMIT:
         return False
     try:
@@ -50,7 +65,14 @@ def is_valid(model: ir.Model) -> bool:
 
 
 def normalise(model: ir.Model) -> None:
-    """Functions written out, constants folded: what the rules know are operators."""
+    """Functions written out, constants folded: what the rules know are operators.
+
+    >>> from build.core.reduce.example import model
+    >>> full = model("w = Constant<value_ints = [1, 2]>()  v = Add(w, w)  s = Identity(x)  y = Reshape(s, v)")
+    >>> normalise(full)
+    >>> [node.op_type for node in full.graph]
+    ['Reshape']
+    """
     InlinePass()(model)
     RemoveUnusedFunctionsPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -68,7 +90,14 @@ def normalise(model: ir.Model) -> None:
 
 
 def narrow(model: ir.Model) -> None:
-    """INT64 inputs become INT32, half the bytes; where 64 bits are asked for, a Cast gives them."""
+    """INT64 inputs become INT32, half the bytes; where 64 bits are asked for, a Cast gives them.
+
+    >>> from build.core.reduce.example import model
+    >>> full = model("y = Gather(table, ids)", "int64[batch, time] ids", "float[3, 1] table = {1, 2, 3}")
+    >>> narrow(full)
+    >>> full.graph.inputs[0].dtype
+    INT32
+    """
     graph = model.graph
     for value in graph.inputs:
         if value.dtype != ir.DataType.INT64:
@@ -87,6 +116,14 @@ def narrow(model: ir.Model) -> None:
 
 
 def finish(model: ir.Model, answer: ir.Value, valid: bool) -> None:
+    """Leave out what the cut has left over, and check that the model is valid if it was.
+
+    >>> from build.core.reduce.example import model
+    >>> full = model("s = Tanh(x)  t = Tanh(x)  y = Add(s, t)")
+    >>> finish(full, full.graph.outputs[0], valid=False)
+    >>> [node.op_type for node in full.graph]
+    ['Tanh', 'Add']
+    """
     TopologicalSortPass()(model)
     _eliminate_identities(model)
     drop_zero_states(model.graph)

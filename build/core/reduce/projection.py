@@ -10,7 +10,17 @@ from build.core.reduce.shapes import Shapes
 
 
 def distribute(split: ir.Node, shapes: Shapes, emitter: Emitter) -> bool:
-    """A projection to several parts at once becomes one projection a part, so that each can be selected by itself."""
+    """A projection to several parts at once becomes one projection a part, so that each can be selected by itself.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> full = model("p = MatMul(x, w)  q, k = Split<axis = 2, num_outputs = 2>(p)  y = Mul(q, k)",
+    ...              weights="float[2, 2] w = {1, 2, 3, 4}")
+    >>> shapes = shapes_of(full)
+    >>> distribute(full.graph[1], shapes, Emitter(full, shapes, "row", ir.Value(name="lengths"), counted=True))
+    True
+    >>> [value.producer().op_type for value in full.graph[2].inputs]
+    ['MatMul', 'MatMul']
+    """
     linear = split.inputs[0]
     assert linear is not None
     rank = len(shapes.of(linear))

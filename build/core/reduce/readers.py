@@ -23,12 +23,22 @@ _LOOKS_UP = {"Gather": (1, 0), "GatherElements": (1, 0), "GatherND": (1, 0), "Em
 
 
 def special(value: ir.Value) -> tuple[float, ...]:
-    """Numbers that an input is compared with: a padding id, a mask token."""
+    """Numbers that an input is compared with: a padding id, a mask token.
+
+    >>> from build.core.reduce.example import model
+    >>> special(model("y = Equal(x, mask_token)", weights="float mask_token = {7}").graph.inputs[0])
+    (7.0,)
+    """
     return tuple(sorted({number for _, compared, _ in _comparisons(value, _KEEPS) for number in _few(compared)}))
 
 
 def asked_whether_zero(value: ir.Value) -> bool:
-    """Whether nothing else is asked of an input."""
+    """Whether nothing else is asked of an input.
+
+    >>> from build.core.reduce.example import model
+    >>> asked_whether_zero(model("y = Cast<to = 9>(x)").graph.inputs[0])  # 9: to BOOL
+    True
+    """
     moved = _KEEPS - {"Cast"}
     asked = [node for node, _, _ in _readers(value, moved) if node.op_type not in moved]
     return bool(asked) and all(
@@ -37,7 +47,12 @@ def asked_whether_zero(value: ir.Value) -> bool:
 
 
 def counted(value: ir.Value, whole: bool) -> str:
-    """By what an input [batch] is known to count rows; empty where nothing says so."""
+    """By what an input [batch] is known to count rows; empty where nothing says so.
+
+    >>> from build.core.reduce.example import model
+    >>> counted(model("y = Range(zero, n, one)", "int64 n", "int64 zero = {0}, int64 one = {1}").graph.inputs[0], whole=True)
+    'positions are counted up to it'
+    """
     for node, number, _ in _readers(value, _RECKONS):
         if node.op_type in ("LSTM", "GRU", "RNN") and number == 4:
             return f"{node.op_type} takes it for lengths"
@@ -58,7 +73,12 @@ def counted(value: ir.Value, whole: bool) -> str:
 
 
 def tables(value: ir.Value) -> list[int]:
-    """Rows of the constant tables that are looked up by an input, or by what is reckoned from it."""
+    """Rows of the constant tables that are looked up by an input, or by what is reckoned from it.
+
+    >>> from build.core.reduce.example import model
+    >>> tables(model("y = Gather(table, ids)", "int64[batch, time] ids", "float[3, 1] table = {1, 2, 3}").graph.inputs[0])
+    [3]
+    """
     found = []
     for node, number, _ in _readers(value, _RECKONS):
         if node.op_type == "OneHot" and number == 0 and node.inputs[1] is not None:

@@ -37,6 +37,16 @@ class Shapes:
 
     Attributes:
         batch, time: the two sizes in each run.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> full = model("y = Concat<axis = 2>(x, x)")
+    >>> y, shapes = full.graph.outputs[0], shapes_of(full)
+    >>> shapes.of(y)[1] == shapes.time
+    True
+    >>> shapes.coefficients(shapes.of(y)[2])
+    (4, 0, 0, 0)
+    >>> shapes.at(y, batch=1, time=512)
+    (1, 512, 4)
     """
 
     def __init__(self, model: ir.Model, inputs: Inputs, full: bool = False) -> None:
@@ -149,22 +159,41 @@ class Shapes:
 
 
 def fixed(dim: Dim) -> bool:
-    """Whether the axis has one size in every run."""
+    """Whether the axis has one size in every run.
+
+    >>> fixed((64, 64, 64)), fixed((13, 17, 23))
+    (True, False)
+    """
     return len(set(dim)) == 1
 
 
 def one(dim: Dim) -> bool:
-    """Whether the axis broadcasts."""
+    """Whether the axis broadcasts.
+
+    >>> one((1, 1, 1)), one((1, 2, 3))
+    (True, False)
+    """
     return set(dim) == {1}
 
 
 def times(a: Dim, b: Dim) -> Dim:
-    """The size of two axes merged."""
+    """The size of two axes merged.
+
+    >>> times((2, 3, 5), (13, 13, 17))
+    (26, 39, 85)
+    """
     return tuple(x * y for x, y in zip(a, b, strict=True))
 
 
 def spell(dims: Sequence[Dim], shapes: Shapes) -> str:
-    """A shape for people: [batch, time, 64]."""
+    """A shape for people: [batch, time, 64].
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> full = model("y = Concat<axis = 2>(x, x)")
+    >>> shapes = shapes_of(full)
+    >>> spell(shapes.of(full.graph.outputs[0]), shapes)
+    '[batch, time, 4]'
+    """
     return "[" + ", ".join(_spelled(dim, shapes) for dim in dims) + "]"
 
 
@@ -208,6 +237,11 @@ def _runs(inputs: Inputs) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]
 def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
     """What the session answers to those of the feeds that it takes, as the types that it takes.
 
+    >>> from build.core.reduce.example import model
+    >>> session = ort.InferenceSession(ir.to_proto(model("y = Neg(x)")).SerializeToString())
+    >>> run(session, {"x": np.ones((1, 1, 2)), "lengths": np.ones(1)}, {"batch": 1, "time": 1})
+    [array([[[-1., -1.]]], dtype=float32)]
+
     Raises:
         ReductionError: it does not run, at what sizes and why.
     """
@@ -223,6 +257,17 @@ def run_far(
     session: ort.InferenceSession, inputs: Inputs, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]
 ) -> list[np.ndarray]:
     """As `run`, where fewer rows are known to be taken: the refusal says how many are.
+
+    >>> from build.core.reduce.example import model
+    >>> from build.core.reduce.inputs import Input
+    >>> positions = "float[3, 1] positions = {1, 2, 3}, int64[1] zero = {0}"
+    >>> full = model("t = Shape<start = 1, end = 2>(x)  p = Slice(positions, zero, t)  y = Add(x, p)", weights=positions)
+    >>> session = ort.InferenceSession(ir.to_proto(full).SerializeToString())
+    >>> inputs = Inputs((Input("x", np.dtype(np.float32), ("batch", "time", 2)),), {}, window=8)
+    >>> run_far(session, inputs, {"x": np.ones((1, 8, 2))}, inputs.sizes(batch=1, time=8))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    build.core.reduce.layout.ReductionError: the model does not run at ... It takes histories of up to 3 rows: give ...
 
     Raises:
         ReductionError: it does not run.

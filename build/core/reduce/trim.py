@@ -14,6 +14,12 @@ def trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, emi
     """Cut the inputs behind the last row that any history of the batch needs, if no operator looks further.
 
     At least one column stays: recurrent layers take no sequence of no steps.
+
+    >>> from build.core.reduce.example import cut
+    >>> cut("z = Exp(x)  y = Neg(z)", select="mean").trimmed
+    True
+    >>> cut("s = CumSum<reverse = 1>(x, axis)  y = Neg(s)", weights="int64 axis = {1}", select="mean").trimmed
+    False
     """
     sequences = {
         value: [axis for axis, dim in enumerate(shapes.of(value)) if dim == shapes.time]

@@ -14,7 +14,16 @@ from build.core.reduce.shapes import Shapes, one
 
 
 class Attention(Rule):
-    """Fused attention: of the queries one row, of keys and values all."""
+    """Fused attention: of the queries one row, of keys and values all.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("q = Tanh(x)  k = Exp(x)  y = Attention<q_num_heads = 1, kv_num_heads = 1, is_causal = 1>(q, k, k)").tail)
+    Squeeze  y [batch, 2]
+      Attention  y_row [batch, 1, 2]
+        Tanh  q_row [batch, 1, 2]
+          GatherND  x_row [batch, 1, 2]
+            <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Attention", "com.microsoft.MultiHeadAttention")
 

@@ -12,7 +12,20 @@ from build.core.reduce.shapes import Shapes
 
 
 class AlongAxis(Rule):
-    """Rows of one axis are computed together (softmax, normalisation, sums); every other axis is its own."""
+    """Rows of one axis are computed together (softmax, normalisation, sums); every other axis is its own.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("z = Tanh(x)  y = Softmax<axis = 2>(z)").tail)
+    Squeeze  y [batch, 2]
+      Softmax  y_row [batch, 1, 2]
+        Tanh  z_row [batch, 1, 2]
+          GatherND  x_row [batch, 1, 2]
+            <- x [batch, time, 2]: it is an input
+    >>> print(cut("z = Tanh(x)  y = Softmax<axis = 1>(z)").tail)
+    Squeeze  y [batch, 2]
+      GatherND  y_row [batch, 1, 2]
+        <- y_every_row [batch, time, 2]: it works along time (axis 1)
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "CumSum")
 
@@ -32,7 +45,15 @@ class AlongAxis(Rule):
 
 
 class Normalization(AlongAxis):
-    """LayerNormalization and its relatives: from `axis` to the last."""
+    """LayerNormalization and its relatives: from `axis` to the last.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("y = LayerNormalization(x, w)", weights="float[2] w = {1, 2}").tail)
+    Squeeze  y [batch, 2]
+      LayerNormalization  y_row [batch, 1, 2]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = (
         *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
@@ -51,7 +72,18 @@ class Normalization(AlongAxis):
 
 
 class SkipNormalization(Rule):
-    """A fused residual sum and layer normalisation: both inputs by row, over the last axis."""
+    """A fused residual sum and layer normalisation: both inputs by row, over the last axis.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("y = com.microsoft.SkipLayerNormalization(x, s, w)", "float[batch, time, 2] x, float[batch, time, 2] s",
+    ...           "float[2] w = {1, 2}").tail)
+    Squeeze  y [batch, 2]
+      SkipLayerNormalization  y_row [batch, 1, 2]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+        GatherND  s_row [batch, 1, 2]
+          <- s [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = (
         "com.microsoft.SkipLayerNormalization",
@@ -71,7 +103,15 @@ class SkipNormalization(Rule):
 
 
 class Reduction(Rule):
-    """Sums, means, extremes over other axes; those axes vanish or stay with size 1."""
+    """Sums, means, extremes over other axes; those axes vanish or stay with size 1.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("y = ReduceSum<keepdims = 0>(x, axes)", weights="int64[1] axes = {2}").tail)
+    Squeeze  y [batch]
+      ReduceSum  y_row [batch, 1]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = (
         *("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum"),
@@ -106,7 +146,18 @@ class Reduction(Rule):
 
 
 class BatchNormalization(Rule):
-    """Trained statistics a channel, axis 1: anything else is its own."""
+    """Trained statistics a channel, axis 1: anything else is its own.
+
+    >>> from build.core.reduce.example import cut
+    >>> transposed = "z = Transpose<perm = [0, 2, 1]>(x)  n = BatchNormalization(z, w, w, w, w)"
+    >>> print(cut(f"{transposed}  y = Transpose<perm = [0, 2, 1]>(n)", weights="float[2] w = {1, 2}").tail)
+    Squeeze  y [batch, 2]
+      Transpose  y_row [batch, 1, 2]
+        BatchNormalization  n_row [batch, 2, 1]
+          Transpose  z_row [batch, 2, 1]
+            GatherND  x_row [batch, 1, 2]
+              <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
 

@@ -23,6 +23,13 @@ class Rule:
     def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
         """What the operator needs for `kind` of its first output under `layout`.
 
+        >>> from build.core.reduce.example import model, shapes_of
+        >>> from build.core.reduce.rules import MatMul
+        >>> full = model("y = MatMul(x, w)", weights="float[2, 1] w = {1, 2}")
+        >>> needs = MatMul().needs(full.graph[0], Layout(time=1, batch=0), shapes_of(full), "row")
+        >>> needs.rows == {0: Layout(time=1, batch=0)}  # of x the row, of w all
+        True
+
         Raises:
             Stop: the rule does not hold here; its message is the reason.
         """
@@ -34,7 +41,16 @@ class Rule:
 
 
 def broadcast(value: ir.Value, rank: int, layout: Layout, shapes: Shapes) -> Layout | None:
-    """An operand's layout where its output of `rank` axes has `layout`; None where it is the same in every row."""
+    """An operand's layout where its output of `rank` axes has `layout`; None where it is the same in every row.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> full = model("y = Add(x, w)", weights="float[2] w = {1, 2}")
+    >>> x, w = full.graph[0].inputs
+    >>> broadcast(x, 3, Layout(time=1, batch=0), shapes_of(full)) == Layout(time=1, batch=0)
+    True
+    >>> broadcast(w, 3, Layout(time=1, batch=0), shapes_of(full)) is None
+    True
+    """
     dims = shapes.of(value)
     back = rank - len(dims)
     time = layout.time - back
@@ -45,6 +61,12 @@ def broadcast(value: ir.Value, rank: int, layout: Layout, shapes: Shapes) -> Lay
 
 def check_apart(axes: Sequence[int], layout: Layout) -> None:
     """Neither time nor batch may be among the axes that an operator mixes.
+
+    >>> check_apart([2], Layout(time=1, batch=0))
+    >>> check_apart([1, 2], Layout(time=1, batch=0))
+    Traceback (most recent call last):
+        ...
+    build.core.reduce.layout.Stop: it works along time (axis 1)
 
     Raises:
         Stop: they are.
@@ -58,6 +80,14 @@ def check_apart(axes: Sequence[int], layout: Layout) -> None:
 def check_known(dims: Sequence[Dim], shapes: Shapes) -> None:
     """Every axis has to follow from batch and time, for the shape to be written down.
 
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> shapes = shapes_of(model("y = Tanh(x)"))
+    >>> check_known([shapes.batch, shapes.time], shapes)
+    >>> check_known([shapes.batch, tuple(time**2 for time in shapes.time)], shapes)
+    Traceback (most recent call last):
+        ...
+    build.core.reduce.layout.Stop: its shape [batch, ?] does not follow from batch and time
+
     Raises:
         Stop: one does not.
     """
@@ -66,14 +96,29 @@ def check_known(dims: Sequence[Dim], shapes: Shapes) -> None:
 
 
 def constant(value: ir.Value | None) -> list[int] | None:
-    """The numbers of a constant, flat; None where they are computed."""
+    """The numbers of a constant, flat; None where they are computed.
+
+    >>> from build.core.reduce.example import model
+    >>> full = model("y = Add(x, w)", weights="float[2] w = {1, 2}")
+    >>> constant(full.graph[0].inputs[1])
+    [1, 2]
+    >>> constant(full.graph[0].inputs[0]) is None
+    True
+    """
     if value is None or value.const_value is None:
         return None
     return [int(n) for n in value.const_value.numpy().reshape(-1)]
 
 
 def row_shape(dims: Sequence[Dim], layout: Layout, shapes: Shapes) -> list[Dim]:
-    """A tensor's axes when only the wanted row is left."""
+    """A tensor's axes when only the wanted row is left.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> shapes = shapes_of(model("y = Tanh(x)"))
+    >>> row = row_shape([shapes.batch, shapes.time], Layout(time=1, batch=0), shapes)
+    >>> spell(row, shapes)
+    '[batch, 1]'
+    """
     row = list(dims)
     row[layout.time] = shapes.batch if layout.merged else (1,) * len(shapes.time)
     return row

@@ -12,7 +12,16 @@ from build.core.reduce.shapes import Shapes
 
 
 class Elementwise(Rule):
-    """Every entry of the output comes from one entry of each input, which broadcast."""
+    """Every entry of the output comes from one entry of each input, which broadcast.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("z = Tanh(x)  y = Mul(z, w)", weights="float[2] w = {1, 2}").tail)
+    Squeeze  y [batch, 2]
+      Mul  y_row [batch, 1, 2]
+        Tanh  z_row [batch, 1, 2]
+          GatherND  x_row [batch, 1, 2]
+            <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = (
         *("Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "Cast", "CastLike"),
@@ -52,7 +61,15 @@ class Elementwise(Rule):
 
 
 class Dropout(Rule):
-    """Dropout as it is when serving: nothing. A mask that somebody reads is left alone."""
+    """Dropout as it is when serving: nothing. A mask that somebody reads is left alone.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("z = Dropout(x)  y = Tanh(z)").tail)
+    Squeeze  y [batch, 2]
+      Tanh  y_row [batch, 1, 2]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Dropout",)
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")

@@ -12,7 +12,15 @@ from build.core.reduce.shapes import Shapes
 
 
 class Gather(Rule):
-    """Lookup: each index its entry (an embedding), or one index for a whole axis."""
+    """Lookup: each index its entry (an embedding), or one index for a whole axis.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("y = Gather(table, ids)", "int64[batch, time] ids", "float[2, 2] table = {1, 2, 3, 4}").tail)
+    Squeeze  y [batch, 2]
+      Gather  y_row [batch, 1, 2]
+        GatherND  ids_row [batch, 1]
+          <- ids [batch, time]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Gather",)
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")

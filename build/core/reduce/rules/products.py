@@ -12,7 +12,15 @@ from build.core.reduce.shapes import Shapes
 
 
 class MatMul(Rule):
-    """Rows of the left operand are rows of the product, columns of the right one its columns; the rest broadcasts."""
+    """Rows of the left operand are rows of the product, columns of the right one its columns; the rest broadcasts.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("y = MatMul(x, w)", weights="float[2, 1] w = {1, 2}").tail)
+    Squeeze  y [batch, 1]
+      MatMul  y_row [batch, 1, 1]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("MatMul",)
     pools: ClassVar[tuple[Kind, ...]] = ("mean",)
@@ -44,7 +52,18 @@ class MatMul(Rule):
 
 
 class Gemm(Rule):
-    """A matrix product of two axes: time as a row, batch merged into it or absent."""
+    """A matrix product of two axes: time as a row, batch merged into it or absent.
+
+    >>> from build.core.reduce.example import cut
+    >>> rows = "int64[2] rows = {-1, 2}, int64[3] back = {-1, 5, 1}, float[2, 1] w = {1, 2}"
+    >>> print(cut("r = Reshape(x, rows)  z = Gemm(r, w)  y = Reshape(z, back)", "float[batch, 5, 2] x", rows).tail)
+    Squeeze  y [batch, 1]
+      Reshape  y_row [batch, 1, 1]
+        Gemm  z_row [batch, 1]
+          Reshape  r_row [batch, 2]
+            GatherND  x_row [batch, 1, 2]
+              <- x [batch, 5, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Gemm",)
 

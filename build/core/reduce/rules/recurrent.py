@@ -15,7 +15,21 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 class Recurrent(Rule):
-    """LSTM, GRU, RNN: the row is the state in which the layer ends when it is stopped there."""
+    """LSTM, GRU, RNN: the row is the state in which the layer ends when it is stopped there.
+
+    >>> from build.core.reduce.example import cut
+    >>> body = "s = Transpose<perm = [1, 0, 2]>(x)  h = LSTM<hidden_size = 1>(s, w, r)  z = Squeeze(h, directions)"
+    >>> weights = "float[1, 4, 1] w = {1, 2, 3, 4}, float[1, 4, 1] r = {1, 2, 3, 4}, int64[1] directions = {1}"
+    >>> reduction = cut(f"{body}  y = Transpose<perm = [1, 0, 2]>(z)", "float[batch, time, 1] x", weights)
+    >>> print(reduction.tail)
+    Squeeze  y [batch, 1]
+      Transpose  y_row [batch, 1, 1]
+        Reshape  z_row [1, batch, 1]
+          Unsqueeze  unsqueeze [1, 1, batch, 1]
+            LSTM  final_state [1, batch, 1]
+    >>> print(*reduction.rests)
+    LSTM h [time, 1, batch, 1]: it ends at the wanted row, and its final state is that row
+    """
 
     op_types: ClassVar[tuple[str, ...]] = RECURRENT
 
@@ -44,7 +58,15 @@ class Recurrent(Rule):
 
 
 def drop_zero_states(graph: ir.Graph) -> None:
-    """Leave out initial states that are zeros expanded to the batch: zeros are ONNX's default, at no cost."""
+    """Leave out initial states that are zeros expanded to the batch: zeros are ONNX's default, at no cost.
+
+    >>> from build.core.reduce.example import model
+    >>> weights = "float[1, 1, 2] w = {1, 2}, float[1, 1, 1] r = {1}, float[1, 1, 1] h = {0}"
+    >>> full = model("y = RNN<hidden_size = 1>(x, w, r, , , h)", weights=weights)
+    >>> drop_zero_states(full.graph)
+    >>> full.graph[0].inputs[5] is None
+    True
+    """
     for node in graph:
         if node.op_type not in RECURRENT:
             continue
@@ -54,7 +76,13 @@ def drop_zero_states(graph: ir.Graph) -> None:
 
 
 def is_zero_before(value: ir.Value) -> bool:
-    """Whether these are a recurrent layer's states, and the one before the first is zeros."""
+    """Whether these are a recurrent layer's states, and the one before the first is zeros.
+
+    >>> from build.core.reduce.example import model
+    >>> full = model("y = RNN<hidden_size = 1>(x, w, r)", weights="float[1, 1, 2] w = {1, 2}, float[1, 1, 1] r = {1}")
+    >>> is_zero_before(full.graph.outputs[0])
+    True
+    """
     node = value.producer()
     if node is None or node.op_type not in RECURRENT or value is not node.outputs[0]:
         return False

@@ -28,6 +28,17 @@ RULES: dict[str, Rule] = {
 def rule_for(node: ir.Node, kind: Kind) -> Rule:
     """The rule of an operator.
 
+    >>> type(rule_for(ir.node("LSTM", []), "row")).__name__
+    'Recurrent'
+    >>> rule_for(ir.node("LSTM", []), "mean")
+    Traceback (most recent call last):
+        ...
+    build.core.reduce.layout.Stop: the mean does not commute with it
+    >>> rule_for(ir.node("Conv", []), "row")
+    Traceback (most recent call last):
+        ...
+    build.core.reduce.layout.Stop: no rule knows how it treats time
+
     Raises:
         Stop: there is none for this operator, or none for this kind of selection.
     """

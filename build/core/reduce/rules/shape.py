@@ -14,7 +14,16 @@ from build.core.reduce.shapes import Dim, Shapes, one, spell, times
 
 
 class Transpose(Rule):
-    """Axes change places."""
+    """Axes change places.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("z = Transpose<perm = [1, 0, 2]>(x)  y = Transpose<perm = [1, 0, 2]>(z)").tail)
+    Squeeze  y [batch, 2]
+      Transpose  y_row [batch, 1, 2]
+        Transpose  z_row [1, batch, 2]
+          GatherND  x_row [batch, 1, 2]
+            <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Transpose",)
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
@@ -26,7 +35,15 @@ class Transpose(Rule):
 
 
 class Reshape(Rule):
-    """Entries keep their order and get other axes: fine as long as time stays an axis, alone or merged with batch."""
+    """Entries keep their order and get other axes: fine as long as time stays an axis, alone or merged with batch.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("y = Reshape(x, heads)", weights="int64[4] heads = {0, 0, 2, 1}").tail)
+    Squeeze  y [batch, 2, 1]
+      Reshape  y_row [batch, 1, 2, 1]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
@@ -88,7 +105,11 @@ class Reshape(Rule):
 
 @dataclass(frozen=True)
 class Regrouping:
-    """Which axes before a reshape hold the entries of which axes after it: the smallest groups of equal size."""
+    """Which axes before a reshape hold the entries of which axes after it: the smallest groups of equal size.
+
+    >>> Regrouping(((2,), (5,), (12,)), ((2,), (5,), (3,), (4,))).of_output(2)  # [2, 5, 12] becomes [2, 5, 3, 4]
+    ([2], [2, 3])
+    """
 
     inner: tuple[Dim, ...]
     outer: tuple[Dim, ...]
@@ -128,7 +149,15 @@ class Regrouping:
 
 
 class Expand(Rule):
-    """Axes of size 1 are repeated."""
+    """Axes of size 1 are repeated.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("s = Shape(x)  z = Expand(b, s)  y = Add(x, z)", "float[batch, time, 2] x, float[batch, 1, 2] b").tail)
+    Squeeze  y [batch, 2]
+      Add  y_row [batch, 1, 2]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Expand",)
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
@@ -146,7 +175,17 @@ class Expand(Rule):
 
 
 class Concat(Rule):
-    """Tensors side by side, on another axis than time."""
+    """Tensors side by side, on another axis than time.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("z = Tanh(x)  y = Concat<axis = 2>(x, z)").tail)
+    Squeeze  y [batch, 4]
+      Concat  y_row [batch, 1, 4]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+        Tanh  z_row [batch, 1, 2]
+          GatherND  x_row [batch, 1, 2]  (above)
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Concat",)
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
@@ -158,7 +197,16 @@ class Concat(Rule):
 
 
 class Split(Rule):
-    """One tensor cut into several, on another axis than time."""
+    """One tensor cut into several, on another axis than time.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("a, b = Split<axis = 2, num_outputs = 2>(x)  y = Tanh(b)").tail)
+    Squeeze  y [batch, 1]
+      Tanh  y_row [batch, 1, 1]
+        Split  b_row [batch, 1, 1]
+          GatherND  x_row [batch, 1, 2]
+            <- x [batch, time, 2]: it is an input
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Split",)
     pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
@@ -170,7 +218,20 @@ class Split(Rule):
 
 
 class Slice(Rule):
-    """A part of other axes; or a later start in time, which moves the row."""
+    """A part of other axes; or a later start in time, which moves the row.
+
+    >>> from build.core.reduce.example import cut
+    >>> print(cut("y = Slice(x, one, two, two)", weights="int64[1] one = {1}, int64[1] two = {2}").tail)
+    Squeeze  y [batch, 1]
+      Slice  y_row [batch, 1, 1]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
+    >>> numbers = "int64[6] one_in_front = {0, 1, 0, 0, 0, 0}, int64[1] one = {1}, int64[1] end = {9999}"
+    >>> print(cut("z = Pad(x, one_in_front)  y = Slice(z, one, end, one)", weights=numbers).tail)
+    Squeeze  y [batch, 2]
+      GatherND  z_row [batch, 1, 2]
+        <- z [batch, time + 1, 2]: no rule knows how it treats time
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Slice",)
 
