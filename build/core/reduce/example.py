@@ -1,12 +1,36 @@
-"""A model of a few operators and its cut: what the docstrings of the pass show."""
+"""A model of a few operators and its cut: what the docstrings of the pass show, and a file to try the command with."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import onnx_ir as ir
 
 from build.core.reduce.cut import Reduction, Select, reduce
+from build.core.reduce.file import save
 from build.core.reduce.inputs import Inputs
 from build.core.reduce.shapes import Shapes
+
+# An embedding, an LSTM of two units over it, and a head of three scores.
+LSTM = (
+    """
+    rows = Gather(embedding, ids)
+    steps = Transpose<perm = [1, 0, 2]>(rows)
+    states = LSTM<hidden_size = 2>(steps, weight, recurrent)
+    forward = Squeeze(states, directions)
+    hidden = Transpose<perm = [1, 0, 2]>(forward)
+    y = MatMul(hidden, head)
+    """,
+    "int64[batch, time] ids",
+    """
+    float[4, 2] embedding = {1, 0, 0, 1, -1, 0, 0, -1},
+    float[1, 8, 2] weight = {1, 2, -1, 0, 2, 1, 0, -1, 1, -1, 2, 0, 1, 1, 0, 2},
+    float[1, 8, 2] recurrent = {1, 0, 0, 1, -1, 1, 1, -1, 0, 1, 1, 0, 1, 1, -1, 1},
+    float[2, 3] head = {1, 0, 2, 0, 1, -1},
+    int64[1] directions = {1}
+    """,
+)
 
 
 def model(body: str, inputs: str = "float[batch, time, 2] x", weights: str = "") -> ir.Model:
@@ -38,3 +62,7 @@ def cut(body: str, inputs: str = "float[batch, time, 2] x", weights: str = "", s
           <- x [batch, time, 2]: it is an input
     """
     return reduce(model(body, inputs, weights), select=select)
+
+
+if __name__ == "__main__":
+    save(model(*LSTM), Path(sys.argv[1]))

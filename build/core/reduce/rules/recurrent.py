@@ -17,18 +17,17 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 class Recurrent(Rule):
     """LSTM, GRU, RNN: the row is the state in which the layer ends when it is stopped there.
 
-    >>> from build.core.reduce.example import cut
-    >>> body = "s = Transpose<perm = [1, 0, 2]>(x)  h = LSTM<hidden_size = 1>(s, w, r)  z = Squeeze(h, directions)"
-    >>> weights = "float[1, 4, 1] w = {1, 2, 3, 4}, float[1, 4, 1] r = {1, 2, 3, 4}, int64[1] directions = {1}"
-    >>> reduction = cut(f"{body}  y = Transpose<perm = [1, 0, 2]>(z)", "float[batch, time, 1] x", weights)
+    >>> from build.core.reduce.example import LSTM, cut
+    >>> reduction = cut(*LSTM)
     >>> print(reduction.tail)
-    Squeeze  y [batch, 1]
-      Transpose  y_row [batch, 1, 1]
-        Reshape  z_row [1, batch, 1]
-          Unsqueeze  unsqueeze [1, 1, batch, 1]
-            LSTM  final_state [1, batch, 1]
+    Squeeze  y [batch, 3]
+      MatMul  y_row [batch, 1, 3]
+        Transpose  hidden_row [batch, 1, 2]
+          Reshape  forward_row [1, batch, 2]
+            Unsqueeze  unsqueeze [1, 1, batch, 2]
+              LSTM  final_state [1, batch, 2]
     >>> print(*reduction.rests)
-    LSTM h [time, 1, batch, 1]: it ends at the wanted row, and its final state is that row
+    LSTM states [time, 1, batch, 2]: it ends at the wanted row, and its final state is that row
     """
 
     op_types: ClassVar[tuple[str, ...]] = RECURRENT
