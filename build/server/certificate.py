@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import ipaddress
+import functools
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from build import aside
 from ensemble.errors import LastrowError
 
 DAYS = 30
-AHEAD = datetime.timedelta(minutes=5)  # clocks differ
+HERE, CLIENT = ("localhost", "127.0.0.1", "::1"), "client@lastrow.test"
 NAMES = ("server.crt", "server.key", "ca.crt", "client.crt", "client.key")
 
 
@@ -107,44 +105,24 @@ def _check(files: Files) -> None:
 
 def _write_all(files: Files) -> None:
     """A new authority, and what it signs; its own key is not kept."""
-    authority = ec.generate_private_key(ec.SECP256R1())
-    issuer = _name("lastrow test authority")
-    ca = _builder(issuer, issuer, authority.public_key())
-    ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    _write(files.ca, ca.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    for owner, usage in (("server", ExtendedKeyUsageOID.SERVER_AUTH), ("client", ExtendedKeyUsageOID.CLIENT_AUTH)):
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(f"lastrow test {owner}"), issuer, key.public_key())
-        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        builder = builder.add_extension(_this_machine(), critical=False)
-        certificate = builder.sign(authority, hashes.SHA256())
-        _write(files.certificate(owner), certificate.public_bytes(serialization.Encoding.PEM))
-        encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        _write(files.key(owner), key.private_bytes(encoding, form, serialization.NoEncryption()))
+    authority = trustme.CA(path_length=0, organization_name="lastrow", organization_unit_name="test authority")
+    _write(files.ca, authority.cert_pem.bytes())
+    for owner in ("server", "client"):
+        signed = _signed(authority, owner)
+        _write(files.certificate(owner), signed.cert_chain_pems[0].bytes())
+        _write(files.key(owner), signed.private_key_pem.bytes())
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - AHEAD)
-        .not_valid_after(now + datetime.timedelta(days=DAYS))
-    )
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _this_machine() -> x509.SubjectAlternativeName:
-    names = [x509.DNSName(name) for name in dict.fromkeys(("localhost", socket.gethostname()))]
-    addresses = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
-    return x509.SubjectAlternativeName([*names, *addresses])
+def _signed(authority: trustme.CA, owner: str) -> trustme.LeafCert:
+    """trustme's are good for both ends of a connection; but the client's names no machine, so none is taken for it."""
+    until = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=DAYS)
+    issue = functools.partial(authority.issue_cert, organization_unit_name=f"test {owner}", not_after=until)
+    if owner == "client":
+        return issue(CLIENT)
+    try:
+        return issue(*dict.fromkeys((*HERE, socket.gethostname())))
+    except UnicodeError:  # a host name that no certificate can have, such as my_host
+        return issue(*HERE)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,34 +1,75 @@
-"""Test certificates: who signed whom, for what use, for how long, and who can read the keys."""
+"""Test certificates: who signed whom, in what name, for how long, and who can read the keys."""
 
 import datetime
+import socket
+import ssl
 import stat
 
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from build.server import certificate
 from build.server.certificate import DAYS, CertificateError, Files, make
 
-USES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
+OWNERS = ("server", "client")
 
 
 def read(path):
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-@pytest.mark.parametrize("owner", USES)
-def test_the_authority_signs_for_one_use_and_a_month(tmp_path, owner):
+def names(path):
+    return read(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_the_authority_signs_for_a_month(tmp_path, owner):
     files = make(tmp_path / "new" / "folder")
     authority, certificate = read(files.ca), read(files.certificate(owner))
     certificate.verify_directly_issued_by(authority)
-    assert list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [USES[owner]]
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert "localhost" in names.get_values_for_type(x509.DNSName)
-    assert {"127.0.0.1", "::1"} == set(map(str, names.get_values_for_type(x509.IPAddress)))
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
     assert datetime.timedelta(days=DAYS - 1) < left <= datetime.timedelta(days=DAYS)
+    assert certificate.not_valid_before_utc < datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize("host", ["box", "my_host"])
+def test_the_server_is_this_machine_and_a_client_is_none(tmp_path, monkeypatch, host):
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    files = make(tmp_path)
+    server = names(files.certificate("server"))
+    assert server.get_values_for_type(x509.DNSName) == ["localhost", *([host] if host == "box" else [])]
+    assert {"127.0.0.1", "::1"} == set(map(str, server.get_values_for_type(x509.IPAddress)))
+    client = names(files.certificate("client"))
+    assert not client.get_values_for_type(x509.DNSName)
+    assert not client.get_values_for_type(x509.IPAddress)
+
+
+def test_who_has_a_clients_key_cannot_pose_as_the_server(tmp_path):
+    files = make(tmp_path)
+    assert shake_hands(files, "server", "localhost") == shake_hands(files, "server", "127.0.0.1") == ""
+    assert "not valid for 'localhost'" in shake_hands(files, "client", "localhost")
+    assert "IP address mismatch" in shake_hands(files, "client", "127.0.0.1")
+
+
+def shake_hands(files, owner, name):
+    """What a client that trusts the authority says of a server that shows the owner's certificate; empty if it trusts it."""
+    as_client, as_server = (
+        ssl.create_default_context(cafile=files.ca),
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH),
+    )
+    as_server.load_cert_chain(files.certificate(owner), files.key(owner))
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = as_client.wrap_bio(down, up, server_hostname=name)
+    server = as_server.wrap_bio(up, down, server_side=True)
+    for end in (client, server, client):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as e:
+            return e.verify_message
+    return ""
 
 
 def test_keys_are_this_users_alone_and_the_authoritys_is_nowhere(tmp_path):
@@ -40,7 +81,7 @@ def test_keys_are_this_users_alone_and_the_authoritys_is_nowhere(tmp_path):
         "client.crt",
         "client.key",
     }
-    assert all(stat.S_IMODE(files.key(owner).stat().st_mode) == 0o600 for owner in USES)
+    assert all(stat.S_IMODE(files.key(owner).stat().st_mode) == 0o600 for owner in OWNERS)
 
 
 def contents(folder):
@@ -85,7 +126,6 @@ def test_a_part_is_refused_and_kept(tmp_path, missing):
 def test_an_expired_one_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as then:
         then.setattr(certificate, "DAYS", -1)
-        then.setattr(certificate, "AHEAD", datetime.timedelta(days=2))
         make(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(CertificateError, match=rf"{tmp_path}/server.crt expired on \d{{4}}-.*RENEW=1"):
