@@ -26,7 +26,7 @@ from build.core.parity import probabilities
 from build.model import checkpoint
 from build.model.network import Network, Recurrent, create
 from build.repository import assembly as repository
-from build.server import Server, find, reaper
+from build.server import Server, find, pytriton, reaper
 from ensemble.client import Client
 from ensemble.learners.history import History
 from ensemble.spec import DEFAULT_SPEC, RecurrentNetwork, Spec, TransformerNetwork
@@ -100,10 +100,9 @@ def untrained(spec: Spec, seed: int = 0) -> Network:
 
 def load_module(path: Path) -> ModuleType:
     """Import a file that only Triton imports otherwise, under a name of its own."""
-    package = importlib.util.find_spec("pytriton")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    backend = Path(package.submodule_search_locations[0]) / "tritonserver" / "backends" / "python"
+    installed = pytriton()
+    assert installed is not None
+    backend = installed / "tritonserver" / "backends" / "python"
     if str(backend) not in sys.path:
         sys.path.append(str(backend))  # the server's own triton_python_backend_utils
     name = f"{path.parents[1].name}_{path.parent.name}_{path.stem}"

@@ -7,7 +7,6 @@ from glibc 2.34 on, given two shared libraries, which the nvidia-pytriton wheel 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import platform
 import subprocess
@@ -70,10 +69,12 @@ def _install(folder: Path) -> None:
         raise PerfAnalyzerError(
             f"no perf_analyzer on the PATH, and none can be had for {platform.system()} on {platform.machine()}; {INSTEAD}"
         )
-    package = importlib.util.find_spec("pytriton")
-    if package is None or not package.submodule_search_locations:
+    from build import server  # here, not for every measurement: a second of imports
+
+    pytriton = server.pytriton()
+    if pytriton is None:
         raise PerfAnalyzerError("no perf_analyzer on the PATH and no nvidia-pytriton installed; run `make setup`")
-    root = Path(package.submodule_search_locations[0]).parent / "nvidia_pytriton.libs"
+    root = pytriton.parent / server.LIBRARIES
     with aside.beside(folder) as made:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         done = subprocess.run(

@@ -1,7 +1,7 @@
 """The tritonserver that serves a repository: found, started, watched and ended."""
 
 from build.server.errors import ServerError
-from build.server.installation import Installation, find
+from build.server.installation import LIBRARIES, Installation, find, pytriton
 from build.server.launcher import main
 from build.server.log import failures
 from build.server.ports import LOOPBACK, PORTS, check_ports, free_ports, loopback
@@ -11,6 +11,7 @@ from build.server.server import Server
 
 __all__ = [
     "BURIED_WITHIN_S",
+    "LIBRARIES",
     "LOOPBACK",
     "PORTS",
     "Installation",
@@ -24,4 +25,5 @@ __all__ = [
     "free_ports",
     "loopback",
     "main",
+    "pytriton",
 ]

@@ -25,6 +25,7 @@ from build import ARTIFACTS, ROOT, aside
 from build.server.errors import ServerError
 
 STUB = "triton_python_backend_stub"
+LIBRARIES = "nvidia_pytriton.libs"
 CLIENT_SHM = "--allow-client-shm"
 HELPS_WITHIN_S = 60.0
 
@@ -85,14 +86,19 @@ def find() -> Installation:
     return _embedded()
 
 
-def _embedded() -> Installation:
+def pytriton() -> Path | None:
+    """The folder of nvidia-pytriton's package, tritonserver in it and its libraries beside it; None if not installed."""
     package = importlib.util.find_spec("pytriton")
-    if package is None or not package.submodule_search_locations:
+    return Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else None
+
+
+def _embedded() -> Installation:
+    root = pytriton()
+    if root is None:
         raise ServerError(
             "no tritonserver on the PATH and no nvidia-pytriton installed; run `make setup` for the latter"
         )
-    root = Path(package.submodule_search_locations[0])
-    server, libraries = root / "tritonserver", root.parent / "nvidia_pytriton.libs"
+    server, libraries = root / "tritonserver", root.parent / LIBRARIES
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = server / "python_backend_stubs" / python / STUB
     if not stub.is_file():
