@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -15,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from build import server
 from build.analyzer import perf_analyzer
@@ -35,6 +32,7 @@ FAILED = re.compile(
 REFUSED = re.compile(r"^[EF]\d{4} .*?\] \"?(.*failed to load.*?|.*Invalid argument.*?)\"?$", re.MULTILINE)
 RESULTS = "results/results/metrics-model-inference.csv"
 COMPLETE = "complete"
+STOPPING_S = 20.0
 Progress = Callable[[float | None, str], None]
 
 
@@ -112,10 +110,11 @@ def run(sweep: Sweep, update: Progress) -> None:
     log = sweep.work / "model-analyzer.log"
     command = [str(executable), "profile", "-f", str(sweep.work / "profile.yaml")]
     start = log.stat().st_size if log.exists() else 0
+    mark = reaper.mark()
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
-            env=environment | reaper.marked(),
+            env=environment | {reaper.MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -126,7 +125,8 @@ def run(sweep: Sweep, update: Progress) -> None:
         with _interruptible(process) as interrupted:
             _watch(process, log, start, sweep, update)
     finally:
-        _end(process)
+        reaper.reap(mark, STOPPING_S)
+        process.wait()
     said = log.read_text(encoding="utf-8", errors="replace")[start:]
     if interrupted:
         kept = list((sweep.work / "checkpoints").glob("*.ckpt"))
@@ -198,25 +198,6 @@ def _watch(process: subprocess.Popen[bytes], log: Path, start: int, sweep: Sweep
             if ended:
                 return
             time.sleep(0.5)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Nothing of it stays behind: neither Model Analyzer, nor the server and perf_analyzer that it started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        if process.poll() is None:
-            process.terminate()
-        for child in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.terminate()
-        _, alive = psutil.wait_procs(tree, timeout=20)
-        for child in alive:
-            child.kill()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _explain(said: str, sweep: Sweep, code: int) -> str:

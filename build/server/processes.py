@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -16,7 +14,6 @@ import psutil
 from build.server import reaper
 from build.server.installation import STUB, find
 
-KILLED_WITHIN_S = 5.0
 BURIED_WITHIN_S = 1.0  # a stub that a starting server ended itself is gone by then
 
 
@@ -39,12 +36,12 @@ class Processes:
             ServerError: there is no server to start.
         """
         installation = find()
-        self._region = reaper.region()
+        self._mark = reaper.mark()
         self._stubs: dict[int, str] = {}
         self._dead_since: dict[int, float] = {}
         self.popen = subprocess.Popen(
-            installation.command(arguments, self._region),
-            env=installation.environment | reaper.marked() | (environment or {}),
+            installation.command(arguments, f"{self._mark}-"),
+            env=installation.environment | {reaper.MARK: self._mark} | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -84,36 +81,16 @@ class Processes:
 
     def regions(self) -> list[Path]:
         """The files of what the server shares with its stubs. One that is killed, or whose stub was, leaves them there."""
-        return list(reaper.SHM.glob(f"{self._region}*"))
+        return list(reaper.SHM.glob(f"{self._mark}*"))
 
     def end(self, timeout_s: float) -> int:
         """SIGTERM, and SIGKILL to all of them if that does not end the server in time; its exit code."""
-        if self.returncode is None:
-            self.popen.send_signal(signal.SIGTERM)
-            self.popen.send_signal(signal.SIGCONT)  # one that rests would not hear it
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.popen.wait(timeout_s)
-        return self.kill()
+        reaper.reap(self._mark, timeout_s if self.returncode is None else 0.0)
+        return self.popen.wait()
 
     def kill(self) -> int:
         """SIGKILL to whatever still runs, and their shared memory removed; the server's exit code."""
-        with contextlib.suppress(ProcessLookupError):  # all of the group have ended
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        code = self.popen.wait()
-        deadline = time.monotonic() + KILLED_WITHIN_S
-        while self._running() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for region in self.regions():
-            region.unlink(missing_ok=True)
-        return code
-
-    def _running(self) -> bool:
-        """Whether any of the group runs still. The dead whom nobody buries count as ended."""
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if os.getpgid(process.pid) == self.popen.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    return True
-        return False
+        return self.end(0.0)
 
 
 def _instance(command: Sequence[str]) -> str | None:

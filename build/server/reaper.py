@@ -1,4 +1,4 @@
-"""What a process started is ended when it is gone, however it went: SIGKILL leaves nobody in it to do so.
+"""Ending what was started, and all that it started in turn; also when who started it is gone, SIGKILL included.
 
 Whatever is started carries a mark in its environment, and so does all that it starts in turn. A process in a session of its
 own waits for the end of its parent, then ends who still carries the mark, and removes their shared memory, whose names begin
@@ -22,7 +22,7 @@ SHM = Path("/dev/shm")  # noqa: S108 where the system keeps shared memory
 LOOK_EVERY_S, ASK_EVERY_S = 0.2, 0.05
 ENDS_WITHIN_S = 5.0  # after SIGTERM; then SIGKILL
 SETTLED_S = 0.5  # one that was forked at the last moment carries the mark only once it runs a program of its own
-GIVES_UP_S = 60.0
+GIVES_UP_S = 60.0  # after SIGKILL
 
 
 def marked() -> dict[str, str]:
@@ -33,9 +33,9 @@ def marked() -> dict[str, str]:
     return {MARK: _watched(os.getpid())}
 
 
-def region() -> str:
-    """A name for the shared memory of a server that is about to start; those of its regions begin with it."""
-    return f"{marked()[MARK]}-{secrets.token_hex(4)}-"
+def mark() -> str:
+    """A mark for one process that is about to start, by which `reap` finds it and all that it starts."""
+    return f"{marked()[MARK]}-{secrets.token_hex(4)}"
 
 
 @functools.cache
@@ -54,26 +54,47 @@ def _watched(pid: int) -> str:
     return mark
 
 
-def carrying(mark: str) -> dict[int, int]:
-    """Who runs and carries the mark, or one that was made from it: process ids, and their parents'."""
-    wanted, found = f"\0{MARK}={mark}".encode(), {}
+def carrying(mark: str, known: set[tuple[int, str]] | None = None) -> dict[int, int]:
+    """Who runs and carries the mark, or one made from it, or was started by such a one: process ids, and their parents'.
+
+    known: who was found before, and has it from here on: a program that writes its title over its environment is known by
+    its parent alone, and only while that runs.
+    """
+    wanted, known = f"\0{MARK}={mark}".encode(), set() if known is None else known
+    parents: dict[int, int] = {}
+    started: dict[int, str] = {}
+    found: set[int] = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-            if wanted in b"\0" + (folder / "environ").read_bytes():
-                stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
-                found[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-    return found
+            stat = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if stat[0] in "ZX":  # it has ended, and nobody has buried it
+                continue
+            pid = int(folder.name)
+            parents[pid], started[pid] = int(stat[1]), stat[19]
+            if (pid, started[pid]) in known or wanted in b"\0" + (folder / "environ").read_bytes():
+                found.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
+        found |= more
+    known |= {(pid, started[pid]) for pid in found}
+    return {pid: parents[pid] for pid in found}
 
 
-def reap(mark: str) -> None:
-    """End who carries the mark, parents before their children, as a supervisor would; then remove their shared memory."""
+def reap(mark: str, within_s: float = ENDS_WITHIN_S, settled_s: float = 0.0) -> None:
+    """End who carries the mark, parents before their children, as a supervisor would; then remove their shared memory.
+
+    within_s: how long after SIGTERM the rest gets SIGKILL. settled_s: how long nobody has to be seen.
+    """
     begun = seen = time.monotonic()
     asked: set[int] = set()
-    while time.monotonic() - seen < SETTLED_S and time.monotonic() - begun < GIVES_UP_S:
-        alive = carrying(mark)
+    known: set[tuple[int, str]] = set()
+    while True:
+        alive = carrying(mark, known)
+        now = time.monotonic()
+        seen = now if alive else seen
+        if (not alive and now - seen >= settled_s) or now - begun > within_s + GIVES_UP_S:
+            break
         for pid, parent in alive.items():
-            seen = time.monotonic()
-            if seen - begun > ENDS_WITHIN_S:
+            if now - begun >= within_s:
                 _send(pid, signal.SIGKILL)
                 continue
             if parent not in alive and pid not in asked:
@@ -86,7 +107,7 @@ def reap(mark: str) -> None:
 
 
 def _send(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has just ended
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended, or became somebody else's
         os.kill(pid, number)
 
 
@@ -97,7 +118,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY_S)
-    reap(mark)
+    reap(mark, settled_s=SETTLED_S)
 
 
 if __name__ == "__main__":

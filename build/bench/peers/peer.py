@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import time
@@ -312,6 +311,7 @@ def _peer(
         *peer.arguments,
     ]
     log = folder / f"{re.sub(r'[^a-z]+', '_', peer.name.lower())}.log"
+    mark = reaper.mark()
     began = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -320,9 +320,8 @@ def _peer(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **reaper.marked(), "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"},
+            env={**os.environ, reaper.MARK: mark, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"},
         )
-    tree: list[psutil.Process] = []
     try:
 
         def connect(encoding: Encoding) -> Caller:
@@ -332,10 +331,10 @@ def _peer(
 
         _wait(process, lambda: connect(peer.encodings[0]), log)
         started = time.perf_counter() - began
-        tree = _tree(process.pid)
         yield started, process.pid, {encoding: lambda e=encoding: connect(e) for encoding in peer.encodings}  # type: ignore[misc]
     finally:
-        _stop(process, tree)
+        reaper.reap(mark, STOPPING_S)
+        process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], connect: Callable[[], Caller], log: Path) -> None:
@@ -361,32 +360,11 @@ def _wait(process: subprocess.Popen[bytes], connect: Callable[[], Caller], log: 
     raise PeerError(f"it did not answer within {STARTING_S:.0f} s ({reason}); its last line: {_last(log)}")
 
 
-def _stop(process: subprocess.Popen[bytes], tree: Sequence[psutil.Process]) -> None:
-    """SIGTERM, as a supervisor would; then whatever of the tree is still there."""
-    with suppress(ProcessLookupError):
-        tree = [*tree, *_tree(process.pid)]
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOPPING_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for left in psutil.wait_procs(list(set(tree)), timeout=5.0)[1]:
-        with suppress(psutil.NoSuchProcess):
-            left.kill()
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
 def _memory(pid: int) -> float:
     """Megabytes of the process and all below it; what they share counts once (PSS)."""
     total = 0
-    for process in [psutil.Process(pid), *_tree(pid)]:
+    root = psutil.Process(pid)
+    for process in [root, *root.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
             total += process.memory_full_info().pss
     return total / 1e6
