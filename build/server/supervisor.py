@@ -24,7 +24,7 @@ from typing import IO
 from build.repository.config import PREPROCESS
 from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
 from build.server.ports import listening, reached, url
-from build.server.stop import StopRequest
+from build.server.signals import StopRequest
 
 DRAIN = "LASTROW_DRAIN"  # the environment variable that tells the preprocess step which file to look for
 LOOK_EVERY_S = 0.25

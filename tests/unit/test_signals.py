@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from build.server.stop import SIGNALS, StopRequest
+from build.server.signals import SIGNALS, StopRequest
 
 TIMES = 300
 
@@ -20,7 +20,7 @@ def test_a_signal_inside_a_wait_does_not_hang():
     """In a process of its own, which a handler that waits for what it interrupted would keep for ever."""
     program = f"""
 import os, signal, threading
-from build.server.stop import StopRequest
+from build.server.signals import StopRequest
 
 def send():
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,7 @@
-"""A request to stop, by SIGTERM or SIGINT, that can be waited for."""
+"""SIGTERM and SIGINT while `make serve` runs: a request to stop that can be waited for.
+
+What the supervisor does on it is `Supervisor._stop`. Every other command ends as ensemble/command.py has it.
+"""
 
 from __future__ import annotations
 
