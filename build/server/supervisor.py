@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from build.repository.config import PREPROCESS
+from prometheus_client.parser import text_string_to_metric_families
+
 from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
 from build.server.ports import listening, reached, url
 from build.server.signals import StopRequest
 
-DRAIN = "LASTROW_DRAIN"  # the environment variable that tells the preprocess step which file to look for
+# The environment variable that tells the first step which file to look for, and that step: once it is there, it refuses.
+DRAIN, FIRST = "LASTROW_DRAIN", "preprocess"
+PENDING = "nv_inference_pending_request_count"
 LOOK_EVERY_S = 0.25
 START_S = 180.0
 DRAIN_S = 20.0
@@ -170,28 +173,29 @@ class _Running:
     def ready(self) -> bool:
         return self._get(self._ports.http, "/v2/health/ready") is not None
 
-    def progress(self, model: str) -> tuple[float, float]:
+    def progress(self, model: str) -> tuple[int, float]:
         """How many requests were answered, and how many wait before some step that will take them.
 
         Those before the first step it refuses: callers who ask again and again would keep a server that stops from ending.
         """
-        metrics = self._metrics()
-        return metrics("request_success", model), metrics("pending_request_count", rf"(?!{PREPROCESS}\")[^\"]*")
+        return self._answered(model)[0], self._waiting()
 
     def mean_s(self, model: str) -> float:
         """How long a request took so far, queues included."""
-        metrics = self._metrics()
-        return metrics("request_duration_us", model) / 1e6 / max(metrics("request_success", model), 1)
+        count, took_s = self._answered(model)
+        return took_s / max(count, 1)
 
-    def _metrics(self) -> Callable[[str, str], float]:
-        """What Triton counts, summed over all the models whose name matches."""
-        text = self._get(self._ports.metrics, "/metrics") or ""
+    def _answered(self, model: str) -> tuple[int, float]:
+        """How many requests, and in how many seconds of all of them."""
+        page = self._get(self._ports.http, f"/v2/models/{model}/stats")
+        every = [version["inference_stats"]["success"] for version in json.loads(page)["model_stats"]] if page else []
+        return sum(one["count"] for one in every), sum(one["ns"] for one in every) / 1e9
 
-        def total(name: str, model: str) -> float:
-            lines = rf'^nv_inference_{name}\{{.*model="{model}".*\}} (\S+)$'
-            return sum(float(value) for value in re.findall(lines, text, re.MULTILINE))
-
-        return total
+    def _waiting(self) -> float:
+        """What the queues behind the first step hold. Triton has it among its metrics alone, not in its statistics."""
+        families = text_string_to_metric_families(self._get(self._ports.metrics, "/metrics") or "")
+        samples = [sample for family in families for sample in family.samples if family.name == PENDING]
+        return sum(sample.value for sample in samples if sample.labels["model"] != FIRST)
 
     def _get(self, port: int, path: str) -> str | None:
         """A page of the server's; None while there is none."""

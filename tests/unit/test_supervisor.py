@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from build import server
+from build.repository import config
 from build.server import ServerError, check_repository, supervisor
 from build.server.supervisor import Ports
 
@@ -23,20 +25,29 @@ def test_http_and_metrics_stay_where_they_are_when_grpc_listens_wider():
     assert {"--grpc-address=0.0.0.0", "--http-address=127.0.0.1", "--metrics-address=127.0.0.1"} <= set(arguments)
 
 
+def test_the_step_that_refuses_is_the_first():
+    assert supervisor.FIRST == config.PREPROCESS
+
+
 def test_what_the_server_counts_is_summed_over_its_models():
-    text = """# HELP nv_inference_request_success Number of successful inference requests
-nv_inference_request_success{model="knowledge_tracing",version="1"} 40
-nv_inference_request_duration_us{model="knowledge_tracing",version="1"} 200000
+    metrics = """# HELP nv_inference_pending_request_count Pending requests awaiting execution per model
+# TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{model="core",version="1"} 3
 nv_inference_pending_request_count{model="postprocess",version="1"} 4
 nv_inference_pending_request_count{model="preprocess",version="1"} 9
 """
+    version = {"name": "knowledge_tracing", "inference_stats": {"success": {"count": 20, "ns": 100_000_000}}}
+    pages = {
+        "/v2/health/ready": "",
+        "/metrics": metrics,
+        "/v2/models/knowledge_tracing/stats": json.dumps({"model_stats": [version, version]}),
+    }
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200)
+            self.send_response(200 if self.path in pages else 400)  # Triton's answer for a model that it has not
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(pages.get(self.path, "").encode())
 
         def log_message(self, *_: object) -> None:
             pass
