@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from build import ROOT
 from build.server import Server, free_ports, reaper
@@ -39,6 +41,15 @@ def wait_until(done: Callable[[], bool], timeout_s: float, what: str) -> float:
         assert time.monotonic() - start < timeout_s, f"{what}: not after {timeout_s} s"
         time.sleep(0.05)
     return time.monotonic() - start
+
+
+def samples(page: str) -> Iterator[Sample]:
+    """Every sample of a page of metrics, in the name that it is exported in.
+
+    Of what the page calls a counter the parser writes names as OpenMetrics would have them, with _total behind.
+    """
+    untyped = "\n".join(line for line in page.splitlines() if not line.startswith("#"))
+    return (sample for family in text_string_to_metric_families(untyped + "\n") for sample in family.samples)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
 
 from build.bench.ladder import rung
 from build.repository import assembly as repository
@@ -25,7 +25,7 @@ from ensemble.errors import DeadlineExceededError
 from ensemble.learners.history import History
 from ensemble.spec import Spec
 from tests.conftest import Served, learner
-from tests.faults.conftest import regions, still_answers, wait_until
+from tests.faults.conftest import regions, samples, still_answers, wait_until
 from tests.faults.traffic import Known, Outcome, Traffic, ask
 
 STEPS = ("preprocess", "core", "postprocess")
@@ -45,17 +45,18 @@ def changed(served: Served, folder: Path, **values: object) -> Path:
     return repository.build(rung.changed(served.spec, **values), served.checkpoint, folder).folder
 
 
-def total(server: Server, name: str, labels: str = "") -> float:
-    """One of Triton's counters, summed over the models whose labels match."""
+def pending(server: Server) -> float:
+    """How many requests wait before any model."""
     with urllib.request.urlopen(server.metrics_url, timeout=5) as answer:
-        text = answer.read().decode()
-    found = re.findall(rf"^nv_inference_{name}\{{.*{labels}.*\}} (\S+)$", text, re.MULTILINE)
-    return sum(map(float, found))
+        page = answer.read().decode()
+    return sum(sample.value for sample in samples(page) if sample.name == "nv_inference_pending_request_count")
 
 
-def entered(server: Server) -> list[float]:
+def entered(server: Server) -> list[int]:
     """How many requests each step has worked on."""
-    return [total(server, "request_success", f'model="{step}"') for step in STEPS]
+    with grpcclient.InferenceServerClient(server.grpc_url) as triton:
+        stats = {step: triton.get_inference_statistics(step).model_stats for step in STEPS}
+    return [sum(version.inference_stats.success.count for version in stats[step]) for step in STEPS]
 
 
 def resident(server: Server) -> float:
@@ -132,7 +133,7 @@ def test_a_burst_is_served_or_refused_at_once(served: Served, known: Known, tmp_
         assert quickly < (SERVED_WITHIN_S if step == "postprocess" else REFUSED_WITHIN_S)
         assert max(served_s) < SERVED_WITHIN_S
         assert all(o.same for o in outcomes)
-        assert total(server, "pending_request_count") == 0
+        assert pending(server) == 0
         still_answers(server, served.spec, known)
 
 
@@ -170,7 +171,7 @@ def test_a_wait_before_a_step_has_an_end(served: Served, known: Known, tmp_path:
         assert late
         assert max(o.took_s for o in late) < SERVED_WITHIN_S
         assert all(o.same for o in outcomes)
-        assert total(server, "pending_request_count") == 0
+        assert pending(server) == 0
         still_answers(server, served.spec, known)
 
 
@@ -185,9 +186,9 @@ def test_callers_that_give_up_leave_nothing_behind(served: Served, known: Known,
         before, memory = regions(), resident(server)
         asyncio.run(give_up(server.grpc_url, served.spec, GONE - GONE // 3))
         # What a step has been handed it works on, though nobody waits for it any more: 134 times 8 full windows.
-        wait_until(lambda: total(server, "pending_request_count") == 0, DRAINED_WITHIN_S, "nothing pending")
+        wait_until(lambda: pending(server) == 0, DRAINED_WITHIN_S, "nothing pending")
         killed(server.grpc_url, GONE // 3)
-        wait_until(lambda: total(server, "pending_request_count") == 0, 10, "nothing pending")
+        wait_until(lambda: pending(server) == 0, 10, "nothing pending")
         still_answers(server, served.spec, known)
         growth = resident(server) - memory
         print(f"resident memory grew by {growth:.1f} MB")

@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 import yaml
+from prometheus_client.samples import Sample
 from tritonclient.utils import InferenceServerException
 
 from build import ROOT
 from build.server import Server, endpoints
 from ensemble.client import Client
 from tests.conftest import Served, learner
-from tests.faults.conftest import wait_until
+from tests.faults.conftest import samples, wait_until
 
 MONITORING = ROOT / "build" / "deploy" / "monitoring"
 PUBLISHED_AFTER_S, PUBLISHED_WITHIN_S = 1.5, 3.0  # the step hands its numbers over once a second
@@ -47,24 +48,20 @@ class Observed:
     collector: Collector
     log: Path
 
-    def samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
-        """Every metric's name, labels and value."""
+    def samples(self) -> Iterator[Sample]:
+        """Every metric, as it is now."""
         with urllib.request.urlopen(self.server.metrics_url, timeout=5) as answer:
-            text = answer.read().decode()
-        for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE):
-            yield name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)
+            return samples(answer.read().decode())
 
     def series(self) -> Series:
         found: Series = {}
-        for name, labels, _ in self.samples():
-            found.setdefault(name, []).append(labels)
+        for sample in self.samples():
+            found.setdefault(sample.name, []).append(sample.labels)
         return found
 
     def value(self, wanted: str, **having: str) -> float:
         """The sum of the series that have these labels."""
-        return sum(
-            value for name, labels, value in self.samples() if name == wanted and having.items() <= labels.items()
-        )
+        return sum(one.value for one in self.samples() if one.name == wanted and having.items() <= one.labels.items())
 
 
 @pytest.fixture(scope="module")
