@@ -1,4 +1,4 @@
-"""How a client asks, on each rung: learners in, each one's probabilities out. A caller belongs to one thread."""
+"""How a client asks: learners in, each one's probabilities out. A caller belongs to one thread."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from tritonclient.utils import triton_to_np_dtype
 
-from build.bench.ladder.rung import NAIVE, Rung
+from build.bench.variant import NAIVE
 from build.core.parity import open_core, probabilities
 from build.repository import config
-from build.server import Server
 from ensemble.client import Client
 from ensemble.errors import ServingError
 from ensemble.learners.history import History, pad
@@ -118,15 +117,6 @@ class CoreClient:
 
     def close(self) -> None:
         self._client.close()
-
-
-def connect(rung: Rung, server: Server, spec: Spec) -> Caller:
-    """A caller of the rung's kind."""
-    if rung.part == "core":
-        return CoreClient(server.grpc_url, spec)
-    if rung.transport == "http":
-        return (NaiveHttp if rung.part == "naive" else EnsembleHttp)(server.http_url, spec)
-    return EnsembleClient(server.grpc_url, spec, shared_memory=rung.transport == "shared memory")
 
 
 def answers_of(core: Path, spec: Spec, histories: Sequence[History]) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ import tritonclient.grpc as grpcclient
 from build.bench import load, statistic
 from build.bench.caller import EnsembleClient, answers_of
 from build.bench.cell import Cell
-from build.bench.ladder.rung import Variant, build
+from build.bench.variant import Variant, build
 from build.core.parity import tolerance
 from build.repository import config
 from build.server import Server

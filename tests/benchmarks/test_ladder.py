@@ -12,6 +12,7 @@ import pytest
 import tomlkit
 import torch
 
+from build.bench import variant
 from build.bench.ladder import ladder, report, rung
 from build.core.export import export
 from build.repository.workspace import Workspace, open_workspace
@@ -24,7 +25,7 @@ SHORT = ladder.Settings(rounds=2, turn_s=0.05, concurrencies=(1, 4), tuning_s=0.
 @pytest.fixture(scope="module")
 def climbed(small_spec: Spec, small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("ladder")
-    small_spec = rung.changed(small_spec, parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE)
+    small_spec = variant.changed(small_spec, parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE)
     spec_file = folder / "spec.toml"
     text = ladder_spec(small_spec)
     spec_file.write_text(text, encoding="utf-8")
@@ -38,7 +39,7 @@ def climbed(small_spec: Spec, small_checkpoint: Path, tmp_path_factory: pytest.T
 
 
 def test_a_precision_that_a_model_does_not_bear_is_a_rung_skipped_by_name(small_spec, small_checkpoint, tmp_path):
-    strict = rung.changed(small_spec, parity__int8_max_abs_difference=1e-7)
+    strict = variant.changed(small_spec, parity__int8_max_abs_difference=1e-7)
     (tmp_path / "spec.toml").write_text(ladder_spec(strict), encoding="utf-8")
     workspace = Workspace(strict, tmp_path / "spec.toml", small_checkpoint, tmp_path / "models", learners=40)
     climb = ladder.Climb(workspace, rung.select("12"), SHORT, tmp_path)
@@ -56,7 +57,7 @@ def test_a_file_of_a_fixed_time_axis_has_one_width_on_every_rung(spec: Spec, tmp
         value.shape = ir.Shape(["batch", 96, *value.shape.dims[2:]])
     ir.save(model, tmp_path / "model.onnx")
     workspace = open_workspace(checkpoint=tmp_path / "model.onnx", out=tmp_path / "models")
-    tolerant = rung.changed(workspace.spec, parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE)
+    tolerant = variant.changed(workspace.spec, parity__int8_max_abs_difference=SMALL_INT8_TOLERANCE)
     workspace = dataclasses.replace(workspace, spec=tolerant)
     climb = ladder.Climb(workspace, rung.select("7,12"), SHORT, tmp_path)
     with climb.ready(lambda *_: None):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from build import ROOT
-from build.bench.ladder import rung
+from build.bench import variant
 from build.repository import assembly as repository
 from build.server import Server, free_ports
 from tests.conftest import Served
@@ -30,7 +30,7 @@ def check(folder: Path, server: Server) -> subprocess.CompletedProcess[str]:
 def test_a_dead_step_is_seen(served: Served, tmp_path: Path, step: str, instances: int):
     folder = tmp_path / "models"
     shutil.copytree(served.repository, folder)
-    spec = rung.changed(served.spec, **{f"steps__{step}__instances": instances})
+    spec = variant.changed(served.spec, **{f"steps__{step}__instances": instances})
     repository.build(spec, served.checkpoint, folder)
     with Server(folder, log=tmp_path / "log") as server:
         done = check(folder, server)

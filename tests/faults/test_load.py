@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
-from build.bench.ladder import rung
+from build.bench import variant
 from build.repository import assembly as repository
 from build.server import Server, find
 from ensemble.client import AsyncClient, Client
@@ -42,7 +42,7 @@ BAD = History("bad", [1, 2, 14041], [0, 1, 1])
 def changed(served: Served, folder: Path, **values: object) -> Path:
     """The repository, for a spec with other values by their dotted keys, two underscores for the dot."""
     shutil.copytree(served.repository, folder)  # the core stays as it is, and is not made a second time
-    return repository.build(rung.changed(served.spec, **values), served.checkpoint, folder).folder
+    return repository.build(variant.changed(served.spec, **values), served.checkpoint, folder).folder
 
 
 def pending(server: Server) -> float:
@@ -99,7 +99,7 @@ def test_a_burst_is_served_or_refused_at_once(served: Served, known: Known, tmp_
         # Short histories are quick in the core: more of them at a time reach the step behind it.
         longest = 20 if step == "postprocess" else None
         # Before the first queue it is the server that turns a request away, before the others it is the first step.
-        other = rung.changed(served.spec, model__name="nobody") if step == "preprocess" else served.spec
+        other = variant.changed(served.spec, model__name="nobody") if step == "preprocess" else served.spec
         outcomes, others = asyncio.run(burst(server.grpc_url, served.spec, known, other, longest))
         answered = sum(o.status == "OK" for o in outcomes)
         # A step counts a batch only after its answers have gone out.

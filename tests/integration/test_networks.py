@@ -13,7 +13,7 @@ import pytest
 import torch
 import tritonclient.grpc as grpcclient
 
-from build.bench.ladder import rung
+from build.bench import variant
 from build.core.export import export
 from build.model import checkpoint
 from build.repository import assembly as repository
@@ -39,7 +39,7 @@ PROBLEMS, WINDOW = 40, 32
 )
 def test_a_network_answers_as_pytorch_does(spec, tmp_path, network, buckets, precision):
     small = resized(spec, network, problems=PROBLEMS, window=WINDOW, buckets=buckets)
-    small = rung.changed(
+    small = variant.changed(
         small,
         export__precision=precision,
         reduce__length_aware=precision != "int8",

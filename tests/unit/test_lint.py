@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from build.bench.ladder.rung import changed
+from build.bench.variant import changed
 from build.repository import config
 from ensemble.lint import LintError, lint
 from ensemble.spec import Spec

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from build.bench.ladder import rung
+from build.bench import variant
 from build.core import parity
 from build.core.accuracy import cost
 from build.core.export import export
@@ -45,7 +45,7 @@ def on_a_gpu(spec: Spec, whole: bool = False) -> Spec:
 
 
 def in_int8(spec: Spec, network: str = "dkt") -> Spec:
-    return rung.changed(
+    return variant.changed(
         resized(spec, network, problems=40, window=32),
         export__precision="int8",
         reduce__length_aware=False,
@@ -220,7 +220,7 @@ def test_the_gate_holds_an_int8_core_to_its_own_tolerance(spec, tmp_path, capfd)
     built = repository.build(wanted, tmp_path / "model.pt", tmp_path / "models")
     assert wanted.parity.max_abs_difference < built.parity < wanted.parity.int8_max_abs_difference
     assert "pre-processing" not in capfd.readouterr().err
-    strict = rung.changed(wanted, parity__int8_max_abs_difference=1e-6)
+    strict = variant.changed(wanted, parity__int8_max_abs_difference=1e-6)
     with pytest.raises(parity.ParityError, match=r"ONNX core .*allowed is 1e-06 \(parity.int8_max_abs_difference\)"):
         repository.build(strict, tmp_path / "model.pt", tmp_path / "strict")
 

@@ -17,10 +17,11 @@ import tritonclient.grpc as grpcclient
 
 from build import aside
 from build.bench import contest, load, machine
-from build.bench.caller import Caller, answers_of, connect, full_windows
+from build.bench.caller import Caller, CoreClient, EnsembleClient, EnsembleHttp, NaiveHttp, answers_of, full_windows
 from build.bench.cell import Cell
 from build.bench.ladder.local import BATCHES, Local, LocalError
-from build.bench.ladder.rung import NAIVE, Rung, Variant, build, candidates, in_int8, names, on_a_gpu, variants
+from build.bench.ladder.rung import Rung, candidates, in_int8, names, on_a_gpu, variants
+from build.bench.variant import NAIVE, Variant, build
 from build.core.parity import ParityError, probabilities, tolerance
 from build.core.precision import PrecisionError
 from build.model.interactions import read_folds
@@ -287,6 +288,15 @@ class Climb:
         for callers in self._callers.values():
             for caller in callers:
                 caller.close()
+
+
+def connect(rung: Rung, server: Server, spec: Spec) -> Caller:
+    """A caller of the rung's kind."""
+    if rung.part == "core":
+        return CoreClient(server.grpc_url, spec)
+    if rung.transport == "http":
+        return (NaiveHttp if rung.part == "naive" else EnsembleHttp)(server.http_url, spec)
+    return EnsembleClient(server.grpc_url, spec, shared_memory=rung.transport == "shared memory")
 
 
 def hops(spec: Spec, rung: Rung) -> dict[str, int]:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-from build.repository import assembly as repository
-from build.repository import config
+from build.bench.variant import Variant, changed
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
-NAIVE = "naive"  # the model of the first rungs' repositories
 LONG_DELAY_US, SHORT_DELAY_US = 100_000, 100
 FLOOR = "floor"
 WIDTHS = (64, 128, 256)  # of a core that computes them whole, beside the spec's own
@@ -54,14 +47,6 @@ class Rung:
     part: Part = "ensemble"
     learners_a_request: int = 1
     skipped: str | None = None
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A repository: a spec, and for the naive rungs the queue delay of the one model in it, in microseconds."""
-
-    spec: Spec
-    naive_delay_us: int | None = None
 
 
 RUNGS = (
@@ -138,18 +123,6 @@ def select(text: str | None) -> list[Rung]:
 def _whole(rung: Rung) -> str:
     """11 for 11a to 11f, 7 for 7a and 7b."""
     return rung.number.rstrip("abcdef") if rung.number != FLOOR else FLOOR
-
-
-def changed(spec: Spec, **values: object) -> Spec:
-    """The spec with other values, by dotted keys with two underscores for the dot: reduce__where="postprocess"."""
-    table = spec.model_dump()
-    for key, value in values.items():
-        *path, last = key.split("__")
-        inner = table
-        for name in path:
-            inner = inner[name]
-        inner[last] = value
-    return Spec.model_validate(table)
 
 
 def variants(spec: Spec) -> dict[str, Variant]:
@@ -238,25 +211,6 @@ def candidates(spec: Spec, quick: bool) -> list[Spec]:
         for count in shares
         for steps in ((1,) if quick else (1, 2))
     ]
-
-
-def build(variant: Variant, checkpoint: Path, folder: Path) -> Path:
-    """Make the variant's repository in `folder`, only what changed, and return where it lies."""
-    if variant.naive_delay_us is None:
-        return repository.build(variant.spec, checkpoint, folder).folder
-    # The naive deployment is the full model of rung 3 by itself.
-    whole = repository.build(variant.spec, checkpoint, folder.with_name("row")).folder
-    message = ModelConfig()
-    message.CopyFrom(config.repository(variant.spec)[config.CORE])
-    message.name = NAIVE
-    message.dynamic_batching.max_queue_delay_microseconds = variant.naive_delay_us
-    target = folder / NAIVE
-    shutil.rmtree(folder, ignore_errors=True)
-    (target / "1").mkdir(parents=True)
-    for file in (whole / config.CORE).glob("1/*"):
-        (target / "1" / file.name).hardlink_to(file)
-    (target / "config.pbtxt").write_text(text_format.MessageToString(message), encoding="utf-8")
-    return folder
 
 
 def names(rungs: Sequence[Rung]) -> list[str]:
