@@ -50,7 +50,6 @@ Learners = Annotated[int | None, typer.Option("--learners", min=10, help="Use so
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 Budget = Annotated[float, typer.Option("--budget", min=1.0, help="Seconds of training")]
 
-PUBLISHED = ROOT / "build" / "bench" / "published"  # what the README shows
 TRAINING_S = 60.0
 EVALUATION_TRAINING_S = 300.0
 
@@ -357,7 +356,8 @@ def bench(
     publish: Annotated[bool, typer.Option("--publish", help="Write picture and table into the repository")] = False,
 ) -> None:
     """Climb from the naive deployment to this one on this machine, and show where each millisecond goes."""
-    from build.bench.ladder import ladder, report
+    from build.bench import publication
+    from build.bench.ladder import ladder, report, waterfall
     from build.bench.ladder.rung import select
 
     chosen = select(rungs)
@@ -376,13 +376,10 @@ def bench(
         with board("climb") as (update, show):
             climb.climb(update, lambda: show(report.table(climb.report())))
     found = climb.report()
-    ladder.save(found, folder / "ladder.json")
-    written = [folder / "ladder.json", *report.draw(found, folder)]
+    publication.save(found, folder / "ladder.json")
+    written = [folder / "ladder.json", *waterfall.draw(found, folder)]
     if publish:
-        ladder.save(found, PUBLISHED / "ladder.json")
-        pictures = report.draw(found, PUBLISHED)
-        _publish("ladder", report.section(found, str(pictures[0].relative_to(ROOT))))
-        written += [PUBLISHED / "ladder.json", *pictures, ROOT / "README.md"]
+        written += report.publish(found)
     answers().print(report.table(found))
     for line in report.lines(found):
         answers().print(line, highlight=False)
@@ -398,7 +395,7 @@ def bench_peers(
     publish: Annotated[bool, typer.Option("--publish", help="Write the table into the repository")] = False,
 ) -> None:
     """Serve the same core by LitServe, BentoML, Ray Serve, FastAPI and PyTriton, and compare under the same load."""
-    from build.bench.ladder import ladder
+    from build.bench import publication
     from build.bench.peers import peer
     from build.repository import assembly as repository
 
@@ -410,12 +407,10 @@ def bench_peers(
     rounds, turn_s = (1, 1.0) if quick else (5, 2.0)
     with bar("peers") as update:
         found = peer.compare(workspace.spec, built.folder, rounds, turn_s, folder, update)
-    ladder.save(found, folder / "peers.json")
+    publication.save(found, folder / "peers.json")
     written = [folder / "peers.json"]
     if publish:
-        ladder.save(found, PUBLISHED / "peers.json")
-        _publish("peers", peer.section(found))
-        written += [PUBLISHED / "peers.json", ROOT / "README.md"]
+        written += peer.publish(found)
     answers().print(peer.table(found))
     for name, value in peer.summary(found).items():
         answers().print(f"{name}: {value:.3f}", highlight=False)
@@ -471,13 +466,6 @@ def tune(
     _repo(workspace)
     if analysis.tune(workspace, quick, p99_ms):
         _repo(open_workspace(spec, checkpoint, out, network=network, factory=factory, device=device))
-
-
-def _publish(name: str, text: str) -> None:
-    from build.bench.ladder.report import published
-
-    readme = ROOT / "README.md"
-    readme.write_text(published(readme.read_text(encoding="utf-8"), name, text), encoding="utf-8")
 
 
 def _train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:

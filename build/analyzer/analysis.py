@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,9 +17,8 @@ from build.analyzer import page, profile, result, sweep, tuning
 from build.analyzer.profile import CORE_SWEEP, ENSEMBLE_SWEEP, SEED_DELAY_US, Endpoints, Part, Profile
 from build.analyzer.result import Point, Setting
 from build.analyzer.sweep import Sweep, SweepError
-from build.bench import contest, machine
+from build.bench import contest, origin, publication
 from build.bench.contest import Contender
-from build.bench.ladder import ladder
 from build.progress import answers, bar, console
 from build.repository import config
 from build.repository.workspace import Workspace, named
@@ -43,18 +41,18 @@ def analyze(workspace: Workspace, quick: bool, running: Endpoints | None = None)
     Raises:
         SweepError, InterruptedSweepError, PerfAnalyzerError, ServerError.
     """
-    folder = _folder(workspace)
+    folder, begun = _folder(workspace), origin.record()
     parts: dict[Part, list[Point]] = {}
     sweeps: list[Sweep] = []
     for kind in (ENSEMBLE_SWEEP,) if running else (ENSEMBLE_SWEEP, CORE_SWEEP):
         done, points = _sweep(workspace, kind, quick, running)
         parts[kind.part] = points
         sweeps.append(done)
-    report = _report(workspace, parts, running)
+    report = begun | _report(workspace, parts, running)
     if running is None:
         report["best"] = _best(workspace, parts["ensemble"], folder)
     report["files"] = [str(path.relative_to(folder)) for done in sweeps for path in _own(done)]
-    ladder.save(report, folder / "analysis.json")
+    publication.save(report, folder / "analysis.json")
     written = page.write(report, folder)
     for part, points in parts.items():
         answers().print(_table(f"{part}: the front of {len(points)} measurements", result.front(points)))
@@ -174,8 +172,6 @@ def _report(workspace: Workspace, parts: dict[Part, list[Point]], running: Endpo
         "model": spec.model.name,
         "window": spec.model.window,
         "median_length": int(np.median(lengths)),
-        "machine": machine.describe(),
-        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "version": importlib.metadata.version("triton-model-analyzer"),
         "url": running.url if running else None,
         "present": {

@@ -15,8 +15,8 @@ from build import aside
 from build.analyzer import result
 from build.analyzer.profile import SEED_DELAY_US
 from build.analyzer.result import Point, Setting
-from build.bench import machine
-from build.bench.ladder import report
+from build.bench import origin
+from build.bench.ladder import waterfall
 from build.repository import config
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
         .get_template("page.html.j2")
         .render(
             title=f"{found['model']} under Model Analyzer",
-            machine=machine.sentence(found["machine"]),
-            time=found["time"],
+            origin=origin.sentence(found),
             version=found["version"],
             median=found["median_length"],
             longest=found["window"],
@@ -168,7 +167,7 @@ def breakdown(measured: Sequence[dict[str, Any]]) -> Figure:
 
     figure = Figure(figsize=(10, 1 + 0.5 * len(measured)), layout="constrained")
     axes = figure.add_subplot()
-    parts = [report.named(row["one"]["parts_ms"]) for row in measured]
+    parts = [waterfall.named(row["one"]["parts_ms"]) for row in measured]
     names = list(dict.fromkeys(name for row in parts for name in row))
     left = [0.0] * len(measured)
     for colour, name in zip(COLOURS * len(names), names, strict=False):

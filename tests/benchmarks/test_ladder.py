@@ -12,8 +12,8 @@ import pytest
 import tomlkit
 import torch
 
-from build.bench import variant
-from build.bench.ladder import ladder, report, rung
+from build.bench import publication, variant
+from build.bench.ladder import figures, ladder, report, rung, waterfall
 from build.core.export import export
 from build.repository.workspace import Workspace, open_workspace
 from ensemble.spec import Spec
@@ -34,7 +34,7 @@ def climbed(small_spec: Spec, small_checkpoint: Path, tmp_path_factory: pytest.T
     climb = ladder.Climb(workspace, rung.select(None), SHORT, folder)
     with climb.ready(lambda *_: None):
         climb.climb(lambda *_: None)
-    ladder.save(climb.report(), folder / "ladder.json")
+    publication.save(climb.report(), folder / "ladder.json")
     return json.loads((folder / "ladder.json").read_text())
 
 
@@ -105,10 +105,10 @@ def test_all_that_is_shown_is_drawn_from_the_file(climbed, tmp_path: Path):
     reasons = [reason for reason, _ in itertools.groupby(r["skipped"] for r in climbed["rungs"]) if reason]
     assert report.table(climbed).row_count == len([r for r in climbed["rungs"] if r["loads"]]) + len(reasons)
     assert report.lines(climbed)
-    assert "| 8 tuned |" in report.section(climbed, "ladder.svg")
-    for path in report.draw(climbed, tmp_path):
+    assert "| 8 tuned |" in report.section(climbed)
+    for path in waterfall.draw(climbed, tmp_path):
         assert path.stat().st_size > 10_000
-    summary = report.Figures(climbed).summary()
+    summary = figures.Figures(climbed).summary()
     assert summary["naive over local PyTorch"] > 1
 
 

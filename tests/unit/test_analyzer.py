@@ -306,7 +306,9 @@ def test_the_page_needs_nothing_beside_it(spec: Spec, tmp_path: Path):
             "tritonserver": "t",
             "packages": {"torch": "1", "onnxruntime-gpu": "1"},
         },
-        "time": "2026",
+        "commit": "1234567",
+        "dirty": False,
+        "time": "2026-01-02 03:04",
         "version": "1.0",
         "present": {"ensemble": dataclasses.asdict(SETTING)},
         "sweeps": {"ensemble": [dataclasses.asdict(point) for point in points]},
@@ -320,6 +322,7 @@ def test_the_page_needs_nothing_beside_it(spec: Spec, tmp_path: Path):
     assert "&lt;model&gt;" in text
     assert not re.search(r'(?:src|href)="(?:https?:)?//', text)
     assert "100 ms delay" in text
+    assert "commit 1234567, 2026-01-02." in text
 
 
 def test_contenders_are_told_apart_by_what_is_tuned(spec: Spec):

@@ -14,17 +14,14 @@ import pytest
 import tomlkit
 import torch
 
-from build import ROOT, __main__
-from build.bench import load, statistic
+from build.bench import load, origin, publication, statistic
 from build.bench.caller import full_windows, windows
-from build.bench.ladder import ladder, local, report, rung
+from build.bench.ladder import figures, ladder, local, report, rung, waterfall
 from build.bench.ladder.ladder import hops
 from build.bench.peers import peer
 from build.repository.workspace import Workspace
 from ensemble.learners.history import History
 from ensemble.spec import Spec
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +110,7 @@ def test_a_process_on_a_gpu_that_is_not_there_says_so(small_spec: Spec, small_ch
 
 def test_gpu_ratios_are_of_rungs_that_there_are():
     names = {r.name for r in rung.RUNGS}
-    assert {name for _, *pair, _ in report.GPU_RATIOS for name in pair} <= names
+    assert {name for _, *pair, _ in figures.GPU_RATIOS for name in pair} <= names
 
 
 def test_bytes_fall_from_rung_to_rung(spec: Spec):
@@ -213,21 +210,22 @@ def test_parts_add_up_to_the_whole():
 
 
 def published(name: str) -> dict[str, object]:
-    return json.loads((__main__.PUBLISHED / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((publication.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_the_readme_shows_the_published_ladder(tmp_path):
+def test_the_readmes_show_the_published_ladder(tmp_path):
     found = published("ladder")
-    picture = str((__main__.PUBLISHED / "ladder.svg").relative_to(ROOT))
-    assert report.published(README, "ladder", report.section(found, picture)) == README
-    assert (ROOT / picture).is_file()
-    assert [path.name for path in report.draw(found, tmp_path)] == ["ladder.svg", "ladder.png"]
+    whole, front = (path.read_text(encoding="utf-8") for path in (publication.README, publication.FRONT))
+    assert publication.published(whole, "ladder", report.section(found)) == whole
+    assert publication.published(front, "four rungs", report.four_rows(found)) == front
+    assert (publication.README.parent / "published" / "ladder.svg").is_file()
+    assert [path.name for path in waterfall.draw(found, tmp_path)] == ["ladder.svg", "ladder.png"]
     assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
 
 
 def test_the_readme_shows_the_published_peers():
-    found = published("peers")
-    assert report.published(README, "peers", peer.section(found)) == README
+    found, readme = published("peers"), publication.README.read_text(encoding="utf-8")
+    assert publication.published(readme, "peers", peer.section(found)) == readme
     assert {server["name"] for server in found["servers"]} == {peer.OURS, *(p.name for p in peer.PEERS)}
 
 
@@ -241,4 +239,16 @@ def test_every_published_rung_adds_up():
 
 def test_a_readme_without_a_place_is_refused():
     with pytest.raises(ValueError, match="no place for the ladder"):
-        report.published("nothing", "ladder", "text")
+        publication.published("nothing", "ladder", "text")
+
+
+def test_figures_name_the_commit_and_whether_it_was_that_alone():
+    found = origin.record()
+    assert set(found) == {"machine", "commit", "dirty", "time"}
+    for commit, dirty, said in (
+        ("1234567", False, "; commit 1234567, "),
+        ("1234567", True, "; commit 1234567, with changes on top, "),
+        ("1234567", None, "; commit 1234567, changes on top not recorded, "),
+        (None, None, "; a tree without git, "),
+    ):
+        assert origin.sentence({**found, "commit": commit, "dirty": dirty}).endswith(said + found["time"][:10])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +13,7 @@ import numpy as np
 import tomlkit
 import tritonclient.grpc as grpcclient
 
-from build import aside
-from build.bench import contest, load, machine
+from build.bench import contest, load, origin
 from build.bench.caller import Caller, CoreClient, EnsembleClient, EnsembleHttp, NaiveHttp, answers_of, full_windows
 from build.bench.cell import Cell
 from build.bench.ladder.local import BATCHES, Local, LocalError
@@ -72,6 +69,7 @@ class Climb:
         """lengths: a folder of real learners, as long as whom the mix's are. device: "cpu" leaves out rung 11."""
         self.workspace = workspace
         self.settings = settings
+        self.origin = origin.record()
         self.folder = folder
         self.rungs = [_possible(rung, workspace, device) for rung in rungs]
         self.tuning: list[dict[str, Any]] = []
@@ -173,8 +171,7 @@ class Climb:
         """Everything measured, as it goes into the JSON file."""
         spec = self.workspace.spec
         return {
-            "machine": machine.describe(),
-            "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+            **self.origin,
             "model": {
                 "network": spec.network.type,
                 "problems": spec.model.problems,
@@ -321,11 +318,6 @@ def hops(spec: Spec, rung: Rung) -> dict[str, int]:
         "core to postprocess": size(core.output),
         "reply": size(configs[config.POSTPROCESS].output),
     }
-
-
-def save(report: dict[str, Any], path: Path) -> None:
-    """Write the report."""
-    aside.write(path, json.dumps(report, indent=1) + "\n")
 
 
 def _possible(rung: Rung, workspace: Workspace, device: str | None) -> Rung:

@@ -25,7 +25,7 @@ import tritonclient.grpc as grpcclient
 from rich.table import Table
 
 from build import ROOT
-from build.bench import load, machine, statistic
+from build.bench import load, origin, publication, statistic
 from build.bench.caller import TIMEOUT_S, Caller, EnsembleClient, answers_of, full_windows
 from build.core.parity import tolerance
 from build.server import LOOPBACK, Server, free_ports, reaper
@@ -161,6 +161,7 @@ def compare(
     """
     if not PYTHON.exists():
         raise PeerError(f"there is no {PYTHON}; `make bench-peers` makes it")
+    begun = origin.record()
     folder.mkdir(parents=True, exist_ok=True)
     core = repository / "core" / "1" / "model.onnx"
     learners = full_windows(spec)
@@ -185,8 +186,7 @@ def compare(
             except (LastrowError, OSError, http.client.HTTPException, grpcclient.InferenceServerException) as e:
                 entry.error = str(e)
     return {
-        "machine": machine.describe(),
-        "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        **begun,
         "model": {"network": spec.network.type, "problems": spec.model.problems, "window": spec.model.window},
         "settings": {"rounds": rounds, "turn_s": turn_s, "streams": BUSY},
         "servers": [_reported(entry) for entry in found],
@@ -249,19 +249,27 @@ def summary(report: dict[str, Any]) -> dict[str, float]:
 
 
 def section(report: dict[str, Any]) -> str:
-    """The README's section in Markdown."""
+    """The section of bench's README in Markdown."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---" + "|--:" * (len(COLUMNS) - 3) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows(report)]
     batching = ", ".join(f"{server['name']}: {server['batching']}" for server in report["servers"])
     said = [
         f"A history of {report['model']['window']}, one learner a request, {report['settings']['rounds']} rounds in turns "
-        f"on {machine.sentence(report['machine'])}. Memory is of the whole process tree. Batching: {batching}.",
+        f"on {origin.sentence(report)}. Memory is of the whole process tree. Batching: {batching}.",
         "",
         *lines,
         "",
         *(f"- {name}: {value:.2f}" for name, value in summary(report).items()),
     ]
     return "\n".join(said) + "\n"
+
+
+def publish(report: dict[str, Any]) -> list[Path]:
+    """Write the report into the repository: as JSON and into bench's README. Returns what was written."""
+    file = publication.FOLDER / "peers.json"
+    publication.save(report, file)
+    publication.publish(publication.README, "peers", section(report))
+    return [file, publication.README]
 
 
 def _measure(
