@@ -82,6 +82,15 @@ CORE_SWEEP = Profile(
     preferred=(4, 8),
     concurrency=(1, 4, 16),
 )
+ENSEMBLE_LATENCY = replace(
+    ENSEMBLE_SWEEP,
+    name="ensemble-latency",
+    title="The lowest p99 that still answers a hundred learners a second.",
+    delays=(0, 100, 1000),
+    concurrency=(1, 2, 4),
+    objectives={"perf_latency_p99": 1},
+    constraints={"perf_throughput": ("min", 100)},
+)
 PROFILES = (
     ENSEMBLE_SWEEP,
     Profile(
@@ -92,22 +101,11 @@ PROFILES = (
         concurrency=(8,),
     ),
     CORE_SWEEP,
-    Profile(
-        "ensemble-latency",
-        "The lowest p99 that still answers a hundred learners a second.",
-        "ensemble",
-        "optuna",
-        delays=(0, 100, 1000),
-        concurrency=(1, 2, 4),
-        objectives={"perf_latency_p99": 1},
-        constraints={"perf_throughput": ("min", 100)},
-    ),
-    Profile(
-        "ensemble-throughput",
-        "The most learners a second with a p99 of 100 ms at most.",
-        "ensemble",
-        "optuna",
-        delays=(0, 100, 1000),
+    ENSEMBLE_LATENCY,
+    replace(
+        ENSEMBLE_LATENCY,
+        name="ensemble-throughput",
+        title="The most learners a second with a p99 of 100 ms at most.",
         concurrency=(4, 16, 32),
         objectives={"perf_throughput": 1},
         constraints={"perf_latency_p99": ("max", 100)},
@@ -236,7 +234,7 @@ def render(
 
 
 def histories(spec: Spec) -> list[History]:
-    """Simulated learners with a history each, of the lengths that `build/simulation.py` documents."""
+    """Simulated learners with a history each, of the lengths that `build/model/simulation.py` documents."""
     return [h for h in simulate(spec.model.problems, 2 * LEARNERS) if len(h)][:LEARNERS]
 
 
