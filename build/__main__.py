@@ -396,7 +396,7 @@ def bench_peers(
 ) -> None:
     """Serve the same core by LitServe, BentoML, Ray Serve, FastAPI and PyTriton, and compare under the same load."""
     from build.bench import publication
-    from build.bench.peers import peer
+    from build.bench.peers import comparison, report
     from build.repository import assembly as repository
 
     workspace = open_workspace(spec, checkpoint)
@@ -406,13 +406,13 @@ def bench_peers(
     built = repository.build(workspace.spec, workspace.checkpoint, folder / "models")
     rounds, turn_s = (1, 1.0) if quick else (5, 2.0)
     with bar("peers") as update:
-        found = peer.compare(workspace.spec, built.folder, rounds, turn_s, folder, update)
+        found = comparison.compare(workspace.spec, built.folder, rounds, turn_s, folder, update)
     publication.save(found, folder / "peers.json")
     written = [folder / "peers.json"]
     if publish:
-        written += peer.publish(found)
-    answers().print(peer.table(found))
-    for name, value in peer.summary(found).items():
+        written += report.publish(found)
+    answers().print(report.table(found))
+    for name, value in report.summary(found).items():
         answers().print(f"{name}: {value:.3f}", highlight=False)
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)

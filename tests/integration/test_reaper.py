@@ -80,12 +80,12 @@ def test_a_server_beside_ours_goes_along(served: Served, tmp_path: Path):
     program = f"""
 import sys, time
 from pathlib import Path
-from build.bench.peers import peer
+from build.bench.peers import peer, process
 from build.server import reaper
 from ensemble.spec import Spec
-peer.PYTHON = Path(sys.executable)
+process.PYTHON = Path(sys.executable)
 (pytriton,) = [one for one in peer.PEERS if one.name == "PyTriton"]
-with peer._peer(pytriton, Path({str(core)!r}), Spec.read(), Path({str(tmp_path)!r})):
+with process.serving(pytriton, Path({str(core)!r}), Spec.read(), Path({str(tmp_path)!r})):
     Path({str(said)!r}).touch()
     time.sleep(600)
 """

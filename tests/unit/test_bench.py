@@ -18,7 +18,8 @@ from build.bench import load, origin, publication, statistic
 from build.bench.caller import full_windows, windows
 from build.bench.ladder import figures, ladder, local, report, rung, waterfall
 from build.bench.ladder.ladder import hops
-from build.bench.peers import peer
+from build.bench.peers import comparison, peer
+from build.bench.peers import report as peers
 from build.repository.workspace import Workspace
 from ensemble.learners.history import History
 from ensemble.spec import Spec
@@ -225,8 +226,8 @@ def test_the_readmes_show_the_published_ladder(tmp_path):
 
 def test_the_readme_shows_the_published_peers():
     found, readme = published("peers"), publication.README.read_text(encoding="utf-8")
-    assert publication.published(readme, "peers", peer.section(found)) == readme
-    assert {server["name"] for server in found["servers"]} == {peer.OURS, *(p.name for p in peer.PEERS)}
+    assert publication.published(readme, "peers", peers.section(found)) == readme
+    assert {server["name"] for server in found["servers"]} == {comparison.OURS, *(p.name for p in peer.PEERS)}
 
 
 def test_every_published_rung_adds_up():

@@ -1,0 +1,128 @@
+"""A peer's process: started, waited for, and ended with all that it started."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import tritonclient.grpc as grpcclient
+
+from build import ROOT
+from build.bench.caller import Caller
+from build.bench.peers.caller import HttpPeer, PytritonPeer
+from build.bench.peers.peer import Encoding, Peer, PeerError
+from build.server import free_ports, reaper
+from ensemble.learners.history import History
+from ensemble.spec import Spec
+
+PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+SERVERS = Path(__file__).parent / "servers"
+STARTING_S, STOPPING_S = 120.0, 20.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers. started_s: how long it took until then. connections: what connects to it, by encoding."""
+
+    started_s: float
+    pid: int
+    connections: Mapping[Encoding, Callable[[], Caller]]
+
+
+@contextmanager
+def serving(peer: Peer, core: Path, spec: Spec, folder: Path) -> Iterator[Running]:
+    """A peer that answers, and whatever it starts: gone at the end.
+
+    Raises:
+        PeerError: it does not serve here.
+    """
+    (port,) = free_ports(1)
+    command = [str(PYTHON), str(SERVERS / peer.file), "--core", str(core), "--port", str(port), "--threads", "0"]
+    command += [
+        "--window",
+        str(spec.model.window),
+        "--max-batch-size",
+        str(spec.batching.max_batch_size),
+        *peer.arguments,
+    ]
+    log = folder / f"{re.sub(r'[^a-z]+', '_', peer.name.lower())}.log"
+    mark = reaper.mark()
+    began = time.perf_counter()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, reaper.MARK: mark, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"},
+        )
+    try:
+
+        def connect(encoding: Encoding) -> Caller:
+            if encoding == "gRPC":
+                return PytritonPeer(port)
+            return HttpPeer(port, encoding, peer.paths[encoding == "bytes"], spec.model.problems)
+
+        _wait(process, lambda: connect(peer.encodings[0]), log)
+        started = time.perf_counter() - began
+        connections = {encoding: partial(connect, encoding) for encoding in peer.encodings}
+        yield Running(started, process.pid, connections)
+    finally:
+        reaper.reap(mark, STOPPING_S)
+        process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], connect: Callable[[], Caller], log: Path) -> None:
+    """Until it answers a learner.
+
+    Raises:
+        PeerError: it ended, or did not answer in time; with the last line that it wrote.
+    """
+    deadline, reason = time.monotonic() + STARTING_S, "it did not listen"
+    learner = History("0", np.zeros(3, np.int32), np.zeros(3, np.int32))
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise PeerError(f"it ended with exit code {process.returncode}: {_last(log)}")
+        caller = connect()
+        try:
+            caller.ask([learner])
+            return
+        except (OSError, http.client.HTTPException, PeerError, grpcclient.InferenceServerException) as e:
+            reason = str(e)
+        finally:
+            caller.close()
+        time.sleep(0.1)
+    raise PeerError(f"it did not answer within {STARTING_S:.0f} s ({reason}); its last line: {_last(log)}")
+
+
+def memory(pid: int) -> float:
+    """Megabytes of the process and all below it; what they share counts once (PSS)."""
+    total = 0
+    root = psutil.Process(pid)
+    for process in [root, *root.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().pss
+    return total / 1e6
+
+
+def version(package: str) -> str:
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "not installed"
+
+
+def _last(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["it said nothing"])[-1].strip()[:300]

@@ -1,0 +1,91 @@
+"""How the peers' report is shown: in the terminal, and in bench's README; all of it made from the JSON file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from build.bench import origin, publication
+from build.bench.peers.comparison import BUSY, OURS
+from build.bench.peers.peer import PEERS
+
+COLUMNS = ("server", "version", "encoding", "p50 ms at 1", "p95", f"learners/s at {BUSY}", "memory MB", "start s")
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The peers as they are shown in a terminal."""
+    shown = Table(title=f"the same core, history of {report['model']['window']}, one learner a request")
+    for name in COLUMNS:
+        shown.add_column(name, justify="left" if name in COLUMNS[:3] else "right")
+    for row in rows(report):
+        shown.add_row(*row)
+    return shown
+
+
+def rows(report: dict[str, Any]) -> Iterator[list[str]]:
+    """The table's rows, one a server and encoding."""
+    for server in report["servers"]:
+        if server["error"]:
+            yield [server["name"], server["version"], f"does not serve here: {server['error']}", *([""] * 5)]
+        for encoding, one in server["encodings"].items():
+            yield [
+                server["name"],
+                server["version"],
+                encoding,
+                f"{one['p50_ms']:.2f}",
+                f"{one['p95_ms']:.2f}",
+                f"{one['throughput']:.0f}",
+                f"{server['memory_mb']:.0f}",
+                f"{server['start_s']:.1f}",
+            ]
+
+
+def summary(report: dict[str, Any]) -> dict[str, float]:
+    """The ensemble beside the best peer: in any encoding, and in the quick starts' own (JSON; PyTriton's is binary)."""
+    ours = next(s for s in report["servers"] if s["name"] == OURS)["encodings"]
+    if not ours:
+        return {}
+    (mine,) = ours.values()
+    found = {}
+    own = {peer.name: peer.encodings[0] for peer in PEERS}
+    for label, quick_start in (("best peer", False), ("best peer as its quick start has it", True)):
+        theirs = [
+            one
+            for server in report["servers"]
+            if server["name"] in own
+            for encoding, one in server["encodings"].items()
+            if not quick_start or encoding == own[server["name"]]
+        ]
+        if theirs:
+            found[f"p50 at 1 over the {label}"] = mine["p50_ms"] / min(one["p50_ms"] for one in theirs)
+            found[f"throughput at {BUSY} over the {label}"] = mine["throughput"] / max(
+                one["throughput"] for one in theirs
+            )
+    return found
+
+
+def section(report: dict[str, Any]) -> str:
+    """The section of bench's README in Markdown."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---" + "|--:" * (len(COLUMNS) - 3) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows(report)]
+    batching = ", ".join(f"{server['name']}: {server['batching']}" for server in report["servers"])
+    said = [
+        f"A history of {report['model']['window']}, one learner a request, {report['settings']['rounds']} rounds in turns "
+        f"on {origin.sentence(report)}. Memory is of the whole process tree. Batching: {batching}.",
+        "",
+        *lines,
+        "",
+        *(f"- {name}: {value:.2f}" for name, value in summary(report).items()),
+    ]
+    return "\n".join(said) + "\n"
+
+
+def publish(report: dict[str, Any]) -> list[Path]:
+    """Write the report into the repository: as JSON and into bench's README. Returns what was written."""
+    file = publication.FOLDER / "peers.json"
+    publication.save(report, file)
+    publication.publish(publication.README, "peers", section(report))
+    return [file, publication.README]
