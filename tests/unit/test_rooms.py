@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib.util
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,8 @@ ALONE = {
 FLOORS = {name: floor for floor, names in enumerate(HOUSE) for name in names.split()}
 ROOMS = {*FLOORS, *ALONE}
 STEP = {"numpy", "triton_python_backend_utils", ".contract"}  # what a step may import beside the standard library
+
+FILE, PAGE = 400, 160  # lines
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -125,6 +129,14 @@ def strangers(folder: Path) -> list[str]:
     ]
 
 
+def too_long(root: Path) -> list[str]:
+    """Tracked Python files that nobody reads in one sitting, and a front page of more than a screen and a bit."""
+    command = [shutil.which("git") or "git", "ls-files", "*.py", "README.md"]
+    tracked = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True).stdout.splitlines()
+    lines = {name: len((root / name).read_text(encoding="utf-8").splitlines()) for name in tracked}
+    return [f"{name}: {count}" for name, count in lines.items() if count > (PAGE if name == "README.md" else FILE)]
+
+
 def plant(root: Path, **files: str) -> Path:
     for name, text in files.items():
         file = root.joinpath(*name.split("__")).with_suffix(".py")
@@ -147,6 +159,10 @@ def test_every_folder_is_a_room():
 
 def test_a_step_runs_in_a_stock_container():
     assert strangers(ROOT / "models") == []
+
+
+def test_no_file_is_too_long():
+    assert too_long(ROOT) == []
 
 
 @pytest.mark.parametrize(
@@ -185,3 +201,11 @@ def test_a_step_that_needs_more_is_found(tmp_path, name):
     step = f"import json\nimport numpy.linalg\nfrom .contract import check\nfrom {name} import x\n"
     plant(tmp_path, preprocess__1__model=step)
     assert strangers(tmp_path) == [f"preprocess/1/model.py:4 imports {name}.x"]
+
+
+def test_a_file_that_is_too_long_is_found(tmp_path):
+    plant(tmp_path, build__whole="x = 1\n" * FILE, build__more="x = 1\n" * (FILE + 1), build__untracked="\n" * 999)
+    (tmp_path / "README.md").write_text("\n" * (PAGE + 1))
+    for words in (["init", "--quiet"], ["add", "build/whole.py", "build/more.py", "README.md"]):
+        subprocess.run([shutil.which("git") or "git", *words], cwd=tmp_path, check=True)
+    assert too_long(tmp_path) == [f"README.md: {PAGE + 1}", f"build/more.py: {FILE + 1}"]
