@@ -192,48 +192,6 @@ def serve(
 
 
 @app.command()
-def carry(
-    folder: Annotated[Path, typer.Argument(help="An empty folder, or one to be made")],
-    python: Annotated[str, typer.Option("--python", help="The other machine's Python")] = "3.12",
-    onnxruntime: Annotated[
-        str | None,
-        typer.Option("--onnxruntime", help="Version of onnxruntime-gpu that fits its CUDA [default: the newest]"),
-    ] = None,
-) -> None:
-    """Pack all that the ladder needs for a machine with PyTorch and no network; there: python3 FOLDER/carry.py TARGET."""
-    from build.make import carry as carrying
-
-    with bar("pack"):
-        try:
-            files = carrying.pack(folder, ROOT, python, onnxruntime)
-        except carrying.CarryError as e:
-            raise LastrowError(str(e)) from e
-    size = sum(file.stat().st_size for file in files)
-    print(
-        f"{len(files)} files, {size / 1e6:.0f} MB, in {folder}. There: python3 {folder.name}/{carrying.SCRIPT} TARGET"
-    )
-
-
-@app.command("audit")
-def audit_packages() -> None:
-    """Look the installed packages up among known vulnerabilities. Exit code 1 where one is vulnerable."""
-    from build.make.audit import audit
-
-    with bar("audit"):
-        found = audit()
-    for line in found.vulnerable:
-        print(line)
-    if not found.asked:
-        console.print("NOT AUDITED: no advisories can be had here (they come from the network)", highlight=False)
-    elif found.left_out:
-        console.print(f"not audited, since nobody publishes advisories of these: {', '.join(found.left_out)}")
-    if found.vulnerable:
-        raise LastrowError(
-            f"{len(found.vulnerable)} known vulnerabilities; update, or accept one in build/make/audit.py"
-        )
-
-
-@app.command()
 def demo(
     spec: SpecFile = None,
     checkpoint: CheckpointFile = None,

@@ -113,3 +113,37 @@ def test_clean_keeps_a_spec_that_somebody_changed(tmp_path: Path, monkeypatch: p
 
 def test_the_environment_is_nobodys_mistake():
     assert make("lint", NETWROK="gru", NETWORK="gru").returncode == 0
+
+
+@pytest.fixture
+def linted(tmp_path: Path) -> Path:
+    """A project whose tools are all content, to begin with."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "build").mkdir()
+    for name in ("pyproject.toml", "build/pyproject.toml"):
+        (tmp_path / name).touch()
+    for name in ("ruff", "mypy", "python", "pip-audit", ".installed"):
+        path = tmp_path / ".venv" / ("bin" if name != ".installed" else "") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    return tmp_path
+
+
+def test_a_vulnerability_fails_lint(linted: Path):
+    assert run(linted, "lint").returncode == 0
+    (linted / ".venv/bin/pip-audit").write_text('#!/bin/sh\necho "Found 1 known vulnerability"\nexit 1\n')
+    done = run(linted, "lint")
+    assert done.returncode == 2
+    assert "Found 1 known vulnerability" in done.stdout
+
+
+def test_without_advisories_lint_says_that_nothing_was_audited(linted: Path):
+    (linted / ".venv/bin/pip-audit").write_text("#!/bin/sh\nexit 1\n")
+    asked = linted / ".venv/bin/python"
+    asked.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    done = run(linted, "lint", HTTPS_PROXY="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+    assert done.returncode == 0
+    assert "NOT AUDITED: no advisories from PyPI here (requests.exceptions.ProxyError: " in done.stdout
+    (linted / ".venv/bin/mypy").write_text("#!/bin/sh\nexit 1\n")
+    assert run(linted, "lint").returncode == 2
