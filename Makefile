@@ -11,8 +11,8 @@ BUDGET ?=
 NETWORK ?=
 FACTORY ?=
 DEVICE ?=
-MODELS ?=
-SERVED ?=
+NETWORKS ?=
+SAMPLE ?=
 RUNGS ?=
 QUICK ?=
 PUBLISH ?=
@@ -79,9 +79,9 @@ demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, 
 train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=folder of fold*.csv LEARNERS= BUDGET=seconds SPEC= CHECKPOINT=]
 	@$(BIN)/python -m build train $(MODEL) $(if $(BUDGET),--budget $(BUDGET))
 
-evaluate: $(SETUP) ## train on folds, score the last one offline and served [DATA= LEARNERS= MODELS=dkt,transformer BUDGET= SERVED=]
+evaluate: $(SETUP) ## train on folds, score the last one offline and served [DATA= LEARNERS= NETWORKS=dkt,transformer BUDGET= SAMPLE=]
 	@$(BIN)/python -m build evaluate --data '$(DATA)' $(if $(LEARNERS),--learners '$(LEARNERS)') \
-		$(if $(MODELS),--networks '$(MODELS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SERVED),--served $(SERVED))
+		$(if $(NETWORKS),--networks '$(NETWORKS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SAMPLE),--sample $(SAMPLE))
 
 precision: $(SETUP) ## AUC of the core in float32, float16 and int8, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA= LEARNERS=]
 	@$(BIN)/python -m build precision $(MODEL)

@@ -228,8 +228,8 @@ def evaluate(
     budget: Annotated[
         float, typer.Option("--budget", min=1.0, help="Seconds of training, each")
     ] = EVALUATION_TRAINING_S,
-    served: Annotated[
-        int, typer.Option("--served", min=0, help="Predictions asked of the server, at random; 0: all")
+    sample: Annotated[
+        int, typer.Option("--sample", min=0, help="Predictions asked of the server, at random; 0: all")
     ] = 4000,
 ) -> None:
     """Train on all folds but the last, predict the last one offline and through the server, and compare."""
@@ -254,7 +254,7 @@ def evaluate(
             server = stack.enter_context(Server(workspace.out))
             client = stack.enter_context(Client(server.grpc_url, spec=workspace.spec))
             found, labels, probabilities = evaluation.evaluate(
-                model, client, training, test, workspace.spec, served or None, update
+                model, client, training, test, workspace.spec, sample or None, update
             )
         done.append(found)
         curves[name] = labels, probabilities

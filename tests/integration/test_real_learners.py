@@ -47,7 +47,7 @@ def test_served_and_offline_scores_are_the_same():
     folder = open_workspace(data=DATA, learners=200).checkpoint.parent
     if folder.exists():
         shutil.rmtree(folder)
-    choice = ["--data", str(DATA), "--learners", "200", "--networks", "gru", "--budget", "10", "--served", "300"]
+    choice = ["--data", str(DATA), "--learners", "200", "--networks", "gru", "--budget", "10", "--sample", "300"]
     done = run("evaluate", *choice, module="build")
     assert done.returncode == 0, done.stderr
     (evaluation,) = json.loads((folder / "evaluation.json").read_text())
