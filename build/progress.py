@@ -17,6 +17,11 @@ def answers() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
+def say(text: str) -> None:
+    """A line beside the answers, on stderr; whole, so that a path in it can be copied."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[float | None, str], None]]:
     """A bar for one piece of work; it pulses until the first fraction is known and leaves one line behind.

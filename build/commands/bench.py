@@ -1,0 +1,109 @@
+"""What is measured beside something else: the demonstration, the ladder, the peers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from build import ARTIFACTS
+from build.commands import repository
+from build.commands.options import Choice, takes
+from build.progress import answers, bar, board, say
+from build.repository import preparation
+from ensemble.errors import LastrowError
+
+
+@takes("spec", "checkpoint", "out", "data", "learners", "network", "device")
+def demo(choice: Choice) -> None:
+    """Build everything, serve it, ask for several learners, compare with PyTorch, and stop."""
+    from build.bench.demonstration import demonstrate, pick
+    from build.model import checkpoint as checkpoints
+    from build.model.training import split
+
+    workspace = choice.open()
+    repository.build(workspace)
+    _, test = split(workspace.folds())
+    demonstrate(
+        workspace,
+        checkpoints.load_network(workspace.checkpoint, workspace.spec),
+        pick(test, workspace.spec.model.window),
+    )
+
+
+@takes("spec", "checkpoint", "data", "learners", "network", "factory")
+def bench(
+    choice: Choice,
+    lengths: Annotated[
+        Path | None,
+        typer.Option("--lengths", help="Folder of fold*.csv: as long as its learners are the mix's [default: --data]"),
+    ] = None,
+    rungs: Annotated[
+        str | None, typer.Option("--rungs", help="Which, e.g. 0,1,4-8,floor [default: all of them]")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds, only concurrency 1 and 16")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu: without rung 11, even where there is a GPU; gpu: with it")
+    ] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Write picture and table into the repository")] = False,
+) -> None:
+    """Climb from the naive deployment to this one on this machine, and show where each millisecond goes."""
+    from build.bench import publication
+    from build.bench.ladder import ladder, report, waterfall
+    from build.bench.ladder.rung import select
+
+    chosen = select(rungs)
+    if device not in (None, "cpu", "gpu"):
+        raise LastrowError(f"there is no device {device!r}; there are cpu and gpu")
+    # The served repository stays as it is: every rung is built in a folder of its own.
+    workspace = choice.open()
+    preparation.train_if_missing(workspace)
+    folder = ARTIFACTS / "bench" / workspace.spec.network.type
+    settings = ladder.Settings.quick() if quick else ladder.Settings()
+    climb = ladder.Climb(workspace, chosen, settings, folder, lengths, device)
+    with ExitStack() as stack:
+        with bar("build and start the rungs") as update:
+            stack.enter_context(climb.ready(update))
+        with board("climb") as (update, show):
+            climb.climb(update, lambda: show(report.table(climb.report())))
+    found = climb.report()
+    publication.save(found, folder / "ladder.json")
+    written = [folder / "ladder.json", *waterfall.draw(found, folder)]
+    if publish:
+        written += report.publish(found)
+    answers().print(report.table(found))
+    for line in report.lines(found):
+        answers().print(line, highlight=False)
+    for path in written:
+        say(f"wrote {path}")
+
+
+@takes("spec", "checkpoint")
+def bench_peers(
+    choice: Choice,
+    quick: Annotated[bool, typer.Option("--quick", help="One round")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Write the table into the repository")] = False,
+) -> None:
+    """Serve the same core by LitServe, BentoML, Ray Serve, FastAPI and PyTriton, and compare under the same load."""
+    from build.bench import publication
+    from build.bench.peers import comparison, report
+    from build.repository import assembly
+
+    workspace = choice.open()
+    preparation.train_if_missing(workspace)
+    folder = ARTIFACTS / "bench" / "peers"
+    built = assembly.build(workspace.spec, workspace.checkpoint, folder / "models")
+    rounds, turn_s = (1, 1.0) if quick else (5, 2.0)
+    with bar("peers") as update:
+        found = comparison.compare(workspace.spec, built.folder, rounds, turn_s, folder, update)
+    publication.save(found, folder / "peers.json")
+    written = [folder / "peers.json"]
+    if publish:
+        written += report.publish(found)
+    answers().print(report.table(found))
+    for name, value in report.summary(found).items():
+        answers().print(f"{name}: {value:.3f}", highlight=False)
+    for path in written:
+        say(f"wrote {path}")
