@@ -1,6 +1,7 @@
 # Every target sets up what it needs. The variables below go to the commands as they are:
 #   make repo SPEC=my.toml CHECKPOINT=my.pt OUT=my-models
-# Which target takes which stands in its line of help, and nowhere else: build/make/variables.py refuses all others by it.
+# Which target takes which stands in its line of help, and nowhere else: build/make/variables.py refuses all others by it. `make help`
+# shows those lines in this order, under the headings that begin with ##@.
 PYTHON ?= python3
 SPEC ?=
 CHECKPOINT ?=
@@ -48,12 +49,14 @@ override GOALS := $(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))
 override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/make/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
-.PHONY: help setup lock demo train evaluate precision repo serve serve-tls bench bench-peers analyze tune test test-unit test-faults \
-	test-nightly test-newest soak lint lint-config clean
+.PHONY: help setup demo test train repo precision evaluate lint-config serve serve-tls bench bench-peers analyze tune \
+	test-unit test-faults test-nightly soak test-newest lint lock clean
+
+##@ Get going
 
 help: ## list every target
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' \
-		'{sub(/ \[/, sprintf("\n%15s[", ""), $$2); printf "  %-12s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {sub(/ \[/, sprintf("\n%15s[", ""), $$2); printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP) ## make .venv with everything installed [PYTHON=of every target]
 # What the lock pins comes by checksum; pip and the build backend, which install the project itself, are among it. Which of
@@ -67,27 +70,37 @@ $(SETUP): pyproject.toml build/pyproject.toml $(wildcard requirements*.lock)
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable ./build
 	@touch $(SETUP)
 
-lock: ## resolve anew what pyproject.toml asks for, and write the lock: version and checksums of every package
-	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --upgrade 'pip>=25.1' # the first that reads dependency groups
-	.venv-lock/bin/python -m pip install --quiet --upgrade --group lock
-	.venv-lock/bin/python -m build.make.lock write .venv-lock/bin/uv
-
 demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [SPEC= CHECKPOINT= OUT= DATA=of real learners LEARNERS= NETWORK= DEVICE=]
 	@$(BIN)/python -m build demo $(TARGET) $(if $(DEVICE),--device '$(DEVICE)')
 
+# Unit tests share nothing: two processes of one thread each. The rest mostly waits for servers: three
+# processes, a server of their own each, a file in one of them, the longest files first.
+UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist worksteal
+REST = $(BIN)/python -m pytest tests/benchmarks tests/faults tests/integration -n 3 --dist loadfile --no-loadscope-reorder
+
+test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
+	$(UNIT)
+	$(REST)
+
+##@ Your own model
+
 train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=folder of fold*.csv LEARNERS= BUDGET=seconds SPEC= CHECKPOINT=]
 	@$(BIN)/python -m build train $(MODEL) $(if $(BUDGET),--budget $(BUDGET))
+
+repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu DATA= LEARNERS= OUT=]
+	@$(BIN)/python -m build repo $(TARGET) $(OWN)
+
+precision: $(SETUP) ## AUC of the core in float32, float16 and int8, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA= LEARNERS=]
+	@$(BIN)/python -m build precision $(MODEL)
 
 evaluate: $(SETUP) ## train on folds, score the last one offline and served [DATA= LEARNERS= NETWORKS=dkt,transformer BUDGET= SAMPLE=]
 	@$(BIN)/python -m build evaluate --data '$(DATA)' $(if $(LEARNERS),--learners '$(LEARNERS)') \
 		$(if $(NETWORKS),--networks '$(NETWORKS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SAMPLE),--sample $(SAMPLE))
 
-precision: $(SETUP) ## AUC of the core in float32, float16 and int8, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA= LEARNERS=]
-	@$(BIN)/python -m build precision $(MODEL)
+lint-config: $(SETUP) ## find settings of a model repository that do nothing or harm [OUT=folder, anyone's]
+	@$(BIN)/python -m ensemble lint '$(or $(OUT),models)'
 
-repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu DATA= LEARNERS= OUT=]
-	@$(BIN)/python -m build repo $(TARGET) $(OWN)
+##@ Serve
 
 SERVE = $(BIN)/python -m build serve $(TARGET) $(OWN) --address '$(ADDRESS)' \
 	--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
@@ -98,6 +111,8 @@ serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT
 
 serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1 ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= OPEN= TRACE= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= DATA= LEARNERS= OUT=]
 	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual $(if $(RENEW),--renew)
+
+##@ Measure
 
 bench: $(SETUP) ## measure every step from naive Triton to this one [RUNGS=0,1,4-8,floor QUICK=1 PUBLISH=1 LENGTHS= NETWORK= DEVICE=gpu SPEC= CHECKPOINT= FACTORY= DATA= LEARNERS=]
 	@$(BIN)/python -m build bench $(MODEL) $(OWN) $(if $(LENGTHS),--lengths '$(LENGTHS)') $(if $(RUNGS),--rungs '$(RUNGS)') $(if $(QUICK),--quick) \
@@ -117,35 +132,30 @@ analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what 
 	@$(BIN)/python -m build analyze $(SWEPT) $(if $(URL),--url '$(URL)') $(if $(HTTP_URL),--http-url '$(HTTP_URL)') \
 		$(if $(METRICS_URL),--metrics-url '$(METRICS_URL)')
 
+##@ Tune
+
 tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into the spec if it gains [P99_MS= QUICK=1 SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= OUT=]
 	@$(BIN)/python -m build tune $(SWEPT) $(if $(P99_MS),--p99-ms $(P99_MS))
 
-# Unit tests share nothing: two processes of one thread each. The rest mostly waits for servers: three processes, a server of
-# their own each, a file in one of them, the longest files first.
-UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist worksteal
-REST = $(BIN)/python -m pytest tests/benchmarks tests/faults tests/integration -n 3 --dist loadfile --no-loadscope-reorder
-
-test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
-	$(UNIT)
-	$(REST)
+##@ Develop
 
 test-unit: $(SETUP) ## run the tests that need no server
 	$(UNIT)
 
+test-faults: $(SETUP) ## bad input, bursts, crashes, reloads, shutdowns: a few minutes of them, against real servers
+	$(BIN)/python -m pytest tests/faults
+
 test-nightly: $(SETUP) ## the tests that take long or measure: figures, many repeats, thousands of requests
 	$(BIN)/python -m pytest tests/nightly
 
-test-faults: $(SETUP) ## bad input, bursts, crashes, reloads, shutdowns: a few minutes of them, against real servers
-	$(BIN)/python -m pytest tests/faults
+soak: $(SETUP) ## good and bad requests at 70 % of capacity for an hour, and what it did to memory and latency [SOAK_S=]
+	@$(BIN)/python -m tests.faults.soak --seconds $(SOAK_S)
 
 test-newest: BIN := .venv-newest/bin
 test-newest: ## every test with the newest packages instead of the lock's, in a .venv-newest; what differs, and what broke
 	$(PYTHON) -m venv --clear .venv-newest
 	$(BIN)/python -m pip install --progress-bar on --upgrade pip --editable '.[test]' --editable ./build
 	@$(UNIT) && $(REST); broke=$$?; $(BIN)/python -m build.make.lock compare; exit $$broke
-
-soak: $(SETUP) ## good and bad requests at 70 % of capacity for an hour, and what it did to memory and latency [SOAK_S=]
-	@$(BIN)/python -m tests.faults.soak --seconds $(SOAK_S)
 
 # PyPI tells a release's advisories. Where they cannot be had, pip-audit fails as it does for a vulnerability, or passes, behind a
 # mirror that has none: hence a release is asked for first. An advisory that does not apply is accepted by --ignore-vuln ID, with the
@@ -160,8 +170,11 @@ lint: $(SETUP) ## check style, formatting, types, and the installed packages for
 	@if why=$$($(BIN)/python -c "$(ADVISORIES)" 2>&1); then $(BIN)/pip-audit --progress-spinner=off --skip-editable $(ACCEPTED); \
 	else echo "NOT AUDITED: no advisories from PyPI here ($$(echo "$$why" | tail -n 1))"; fi
 
-lint-config: $(SETUP) ## find settings of a model repository that do nothing or harm [OUT=folder, anyone's]
-	@$(BIN)/python -m ensemble lint '$(or $(OUT),models)'
+lock: ## resolve anew what pyproject.toml asks for, and write the lock: version and checksums of every package
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade 'pip>=25.1' # the first that reads dependency groups
+	.venv-lock/bin/python -m pip install --quiet --upgrade --group lock
+	.venv-lock/bin/python -m build.make.lock write .venv-lock/bin/uv
 
 # A derived spec has a digest of its third line and those behind it in its second: one that was changed is somebody's.
 clean: ## remove what was built; environments (.venv*) stay, and specs that somebody changed
