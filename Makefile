@@ -73,9 +73,9 @@ $(SETUP): pyproject.toml build/pyproject.toml $(wildcard requirements*.lock)
 demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [SPEC= CHECKPOINT= OUT= DATA=of real learners LEARNERS= NETWORK= DEVICE=]
 	@$(BIN)/python -m build demo $(TARGET) $(if $(DEVICE),--device '$(DEVICE)')
 
-# Unit tests share nothing: two processes of one thread each. The rest mostly waits for servers: three
+# Unit tests and the examples in docstrings share nothing: two processes of one thread each. The rest mostly waits for servers: three
 # processes, a server of their own each, a file in one of them, the longest files first.
-UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist worksteal
+UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules tests/unit build/core ensemble -n 2 --dist worksteal
 REST = $(BIN)/python -m pytest tests/benchmarks tests/faults tests/integration -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
@@ -139,7 +139,7 @@ tune: $(SETUP) ## sweep, choose under a latency budget, write the choice into th
 
 ##@ Develop
 
-test-unit: $(SETUP) ## run the tests that need no server
+test-unit: $(SETUP) ## run the tests that need no server, and the examples in docstrings
 	$(UNIT)
 
 test-faults: $(SETUP) ## bad input, bursts, crashes, reloads, shutdowns: a few minutes of them, against real servers
