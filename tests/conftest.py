@@ -99,19 +99,17 @@ def untrained(spec: Spec, seed: int = 0) -> Network:
 
 
 def load_module(path: Path) -> ModuleType:
-    """Import a file that only Triton imports otherwise, under a name of its own."""
+    """Import a file that only Triton imports otherwise, under a name of its own, in a package as Triton does."""
     installed = pytriton()
     assert installed is not None
     backend = installed / "tritonserver" / "backends" / "python"
     if str(backend) not in sys.path:
         sys.path.append(str(backend))  # the server's own triton_python_backend_utils
-    name = f"{path.parents[1].name}_{path.parent.name}_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module
+    folder = ModuleType(f"{path.parents[1].name}_{path.parent.name}")
+    # What a build copies beside the file comes from where it is copied from: there may have been no build, or an older one.
+    folder.__path__ = [str(ROOT / "ensemble"), str(path.parent)]
+    sys.modules[folder.__name__] = folder
+    return importlib.import_module(f"{folder.__name__}.{path.stem}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,11 +12,10 @@ from typing import Any, Literal
 import jinja2
 
 from build import ROOT, aside
-from build.bench.caller import windows
 from build.model.simulation import simulate
 from build.progress import console
 from build.repository import config, manifest
-from ensemble.learners.history import History
+from ensemble.learners.history import History, windows
 from ensemble.spec import Spec
 
 CONFIGS = ROOT / "analyzer_configs"
@@ -247,8 +246,8 @@ def request(spec: Spec, part: Part, learners: Sequence[History]) -> str:
             values = [learner.problem_ids[-spec.model.window :], learner.responses[-spec.model.window :]]
             named = [tensors.problem_ids, tensors.responses]
         else:
-            width = next(width for width in spec.model.widths if width >= min(len(learner), spec.model.window))
-            values = [value[0] for value in windows([learner], width)]
+            ids, responses, lengths = windows([learner], spec.model.widths)
+            values = [ids[0], responses[0], lengths]
             named = [tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths]
             if spec.reduce.where != "core":
                 named = named[:2]

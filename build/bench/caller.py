@@ -17,8 +17,9 @@ from build.bench.variant import NAIVE
 from build.core.parity import open_core, probabilities
 from build.repository import config
 from ensemble.client import Client
+from ensemble.contract import knowledge_tracing, random_request
 from ensemble.errors import ServingError
-from ensemble.learners.history import History, pad
+from ensemble.learners.history import History, pad, windows
 from ensemble.spec import Spec, Tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of Triton's HTTP protocol: where JSON ends and tensors begin
@@ -91,10 +92,10 @@ class NaiveHttp(_Http):
 
     def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
         tensors = self._spec.tensors
-        *values, lengths = windows(histories, self._spec.model.window)
+        *values, lengths = windows(histories, [self._spec.model.window])
         inputs = _inputs(httpclient, (tensors.recent_problem_ids, tensors.recent_responses), values)
         answer = self._infer(NAIVE, inputs, tensors.all_logits)
-        rows = answer[np.arange(len(lengths)), lengths[:, 0] - 1]
+        rows = answer[np.arange(len(lengths)), lengths - 1]
         return list(1 / (1 + np.exp(-rows)))
 
 
@@ -107,10 +108,9 @@ class CoreClient:
 
     def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
         tensors = self._spec.tensors
-        longest = min(max(map(len, histories)), self._spec.model.window)
-        width = next(width for width in self._spec.model.widths if width >= longest)
+        ids, responses, lengths = windows(histories, self._spec.model.widths)
         named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)
-        inputs = _inputs(grpcclient, named, windows(histories, width))
+        inputs = _inputs(grpcclient, named, (ids, responses, lengths[:, None]))
         wanted = [grpcclient.InferRequestedOutput(tensors.logits.name)]
         answer = self._client.infer(config.CORE, inputs, outputs=wanted, client_timeout=TIMEOUT_S)
         return list(answer.as_numpy(tensors.logits.name))
@@ -123,31 +123,21 @@ def answers_of(core: Path, spec: Spec, histories: Sequence[History]) -> list[np.
     """What every rung and every peer has to answer: the core's probabilities in this process, FP32 [problems] each."""
     session = open_core(core)
     tensors = spec.tensors
-    ids, responses, lengths = windows(histories, spec.model.window)
+    *values, lengths = windows(histories, [spec.model.window])
     named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)
-    feeds = {tensor.name: value for tensor, value in zip(named, (ids, responses, lengths[:, 0]), strict=True)}
+    feeds = {tensor.name: value for tensor, value in zip(named, (*values, lengths), strict=True)}
     taken = {entry.name for entry in session.get_inputs()}
     logits = session.run(None, {name: value for name, value in feeds.items() if name in taken})[0]
     if spec.reduce.where != "core":
-        logits = logits[np.arange(len(lengths)), lengths[:, 0] - 1]
+        logits = logits[np.arange(len(lengths)), lengths - 1]
     return list(probabilities(logits))
 
 
 def full_windows(spec: Spec, learners: int = 8) -> list[History]:
     """Learners with as many interactions as the window holds."""
-    rng = np.random.default_rng(0)
-    shape = (learners, spec.model.window)
-    ids, responses = rng.integers(0, spec.model.problems, shape), rng.integers(0, 2, shape)
-    return [History(str(n), *pair) for n, pair in enumerate(zip(ids, responses, strict=True))]
-
-
-def windows(histories: Sequence[History], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Histories as the core gets them: problem ids and responses INT32 [learners, width], lengths INT32 [learners, 1]."""
-    recent = [History(h.learner, h.problem_ids[-width:], h.responses[-width:]) for h in histories]
-    values = [np.zeros((len(recent), width), np.int32) for _ in range(2)]
-    for value, given in zip(values, pad(recent), strict=True):
-        np.maximum(given, 0, out=value[:, : given.shape[1]])
-    return values[0], values[1], np.array([[len(h)] for h in recent], np.int32)
+    of = knowledge_tracing(("problem_ids", "responses"), spec.model.problems)
+    request = random_request(of, [spec.model.window] * learners)
+    return [History(str(n), *pair) for n, pair in enumerate(zip(*request.values(), strict=True))]
 
 
 def _inputs(client: Any, tensors: Sequence[Tensor], values: Sequence[np.ndarray]) -> list[Any]:

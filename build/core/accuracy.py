@@ -17,7 +17,7 @@ from build.core.recipe import cut
 from build.core.reduce.file import save
 from build.model import checkpoint as checkpoints
 from build.model.training import auc
-from ensemble.learners.history import History
+from ensemble.learners.history import History, windows
 from ensemble.spec import Precision, Spec
 
 BATCH = 32
@@ -69,8 +69,6 @@ def cost(
 
 def _predict(core: Path, spec: Spec, histories: Sequence[History], chosen: Sequence[tuple[int, int]]) -> np.ndarray:
     """Probabilities FP64 [n] of the responses `chosen`."""
-    from build.bench.caller import windows
-
     session = open_core(core)
     tensors = (spec.tensors.recent_problem_ids, spec.tensors.recent_responses, spec.tensors.lengths)
     found = []
@@ -80,11 +78,8 @@ def _predict(core: Path, spec: Spec, histories: Sequence[History], chosen: Seque
             History(histories[n].learner, histories[n].problem_ids[:end], histories[n].responses[:end])
             for n, end in part
         ]
-        longest = min(max(map(len, before)), spec.model.window)
-        width = next(width for width in spec.model.widths if width >= longest)
-        ids, responses, lengths = windows(before, spec.model.window)
-        feeds = (ids[:, :width], responses[:, :width], lengths[:, 0])
-        (logits,) = session.run(None, {tensor.name: value for tensor, value in zip(tensors, feeds, strict=True)})
+        values = windows(before, spec.model.widths)
+        (logits,) = session.run(None, {tensor.name: value for tensor, value in zip(tensors, values, strict=True)})
         wanted = [histories[n].problem_ids[end] for n, end in part]
         found.append(probabilities(logits)[np.arange(len(part)), wanted])
     return np.concatenate(found)

@@ -13,6 +13,7 @@ from torch import nn
 
 from build.core.battery import times
 from build.model.network import Network
+from ensemble.contract import knowledge_tracing, narrowest, random_request
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
@@ -54,10 +55,8 @@ def windows(
 
     What lies behind a length is noise and not zeros, so that a stage that looks there parts from the others.
     """
-    rng = np.random.default_rng(seed)
-    shape = (len(lengths), spec.model.window)
-    problem_ids = rng.integers(0, spec.model.problems, shape, dtype=np.int32)
-    responses = rng.integers(0, 2, shape, dtype=np.int32)
+    of = knowledge_tracing(("problem_ids", "responses"), spec.model.problems)
+    problem_ids, responses = random_request(of, lengths, spec.model.window, seed, padded=False).values()
     return problem_ids[:, :width], responses[:, :width], np.array(lengths, np.int32)
 
 
@@ -168,8 +167,7 @@ def _answers(
     sigmoid: bool,
 ) -> Iterator[tuple[str, Array]]:
     """Every stage's probabilities [batch, problems], at every width that such a batch may come in."""
-    fits = [width for width in spec.model.widths if width >= max(lengths)]
-    for width in sorted({fits[0], fits[-1]}):
+    for width in sorted({narrowest(spec.model.widths, max(lengths)), spec.model.window}):
         at = f" at width {width}" if spec.model.buckets else ""
         problem_ids, responses, counted = windows(lengths, spec, width=width)
         rows = np.arange(len(lengths)), counted - 1

@@ -20,6 +20,7 @@ from build.model.network import Network
 from build.model.training import auc, next_logits, problem_means
 from build.progress import answers
 from ensemble.client import Client
+from ensemble.contract import pad
 from ensemble.learners.history import History
 from ensemble.spec import Spec
 
@@ -107,12 +108,9 @@ def offline(
     with torch.inference_mode():
         for group in _grouped(jobs):
             progress(done / len(jobs), "PyTorch")
-            shape = (len(group), group[-1].width)
-            ids, responses = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-            for row, job in enumerate(group):
-                history = histories[job.learner]
-                ids[row, : job.width] = history.problem_ids[job.start : job.end]
-                responses[row, : job.width] = history.responses[job.start : job.end]
+            contexts = [(histories[job.learner], slice(job.start, job.end)) for job in group]
+            ids = pad([history.problem_ids[part] for history, part in contexts], fill=0, dtype=np.int64)
+            responses = pad([history.responses[part] for history, part in contexts], fill=0, dtype=np.int64)
             logits = next_logits(model, torch.from_numpy(ids), torch.from_numpy(responses)).double().sigmoid().numpy()
             for row, job in enumerate(group):
                 predicted[job.learner][job.first - 1 : job.end - 1] = logits[row, job.first - job.start : job.width]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from build.model.network import Network, create
+from ensemble.contract import pad
 from ensemble.errors import LastrowError
 from ensemble.learners.history import History
 from ensemble.spec import Spec
@@ -213,11 +214,8 @@ def _batches(
         groups[-1].append(i)
     for number in rng.permutation(len(groups)):
         members = [windows[i] for i in groups[number]]
-        shape = (len(members), max(len(ids) for ids, _ in members))
-        problem_ids, responses = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        valid = np.zeros(shape, bool)
-        for row, (ids, answers) in enumerate(members):
-            problem_ids[row, : len(ids)], responses[row, : len(ids)], valid[row, : len(ids)] = ids, answers, True
+        problem_ids, responses = (pad(values, fill=0, dtype=np.int64) for values in zip(*members, strict=True))
+        valid = np.arange(problem_ids.shape[1]) < np.array([[len(ids)] for ids, _ in members])
         yield torch.from_numpy(problem_ids), torch.from_numpy(responses), torch.from_numpy(valid)
 
 

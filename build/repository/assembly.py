@@ -9,6 +9,7 @@ from pathlib import Path
 from build import ROOT, aside
 from build.model.checkpoint import outside
 from build.repository import config, fingerprint, manifest
+from ensemble import contract
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
@@ -89,6 +90,7 @@ def derived(spec: Spec) -> dict[str, bytes]:
     files = config.files(spec)
     for step in config.PYTHON_STEPS:
         files[f"{step}/1/model.py"] = (STEPS / step / "1" / "model.py").read_bytes()
+        files[f"{step}/1/contract.py"] = Path(contract.__file__).read_bytes()
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.
     files[f"{spec.model.name}/1/.gitkeep"] = b""
     return files

@@ -14,9 +14,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ensemble import contract
+from ensemble.contract import PADDING
 from ensemble.errors import HistoryError, VocabularyError
 
-PADDING = -1
 Number = Callable[[Any], int]
 COLUMNS = ("problem_id", "response")
 TRUTHS = {"true": 1, "false": 0}
@@ -56,18 +57,21 @@ class History:
 
 
 def pad(histories: Sequence[History]) -> tuple[np.ndarray, np.ndarray]:
-    """Histories of unequal length as one request: problem_ids and responses INT32 [learners, longest], -1 at the end.
+    """Histories of unequal length as one request: problem_ids and responses INT32 [learners, longest], -1 at the end."""
+    return contract.pad([h.problem_ids for h in histories]), contract.pad([h.responses for h in histories])
 
-    At least one column wide: a tensor without elements cannot say how many learners it is about.
+
+def windows(histories: Sequence[History], widths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Histories as the core gets them: problem_ids and responses INT32 [learners, width], lengths INT32 [learners].
+
+    >>> windows([History("ada", [5, 6, 7], [1, 0, 1]), History("bob", [9], [1])], [2])[0].tolist()
+    [[6, 7], [9, 0]]
+
+    widths: as the core knows them, rising; the narrowest that holds every history is taken, or else the last, the window.
     """
-    if len(histories) == 1 and len(histories[0]):
-        return histories[0].problem_ids[None], histories[0].responses[None]  # nothing to pad, nothing to copy
-    shape = (len(histories), max((len(h) for h in histories), default=0) or 1)
-    problem_ids, responses = np.full(shape, PADDING, np.int32), np.full(shape, PADDING, np.int32)
-    for row, history in enumerate(histories):
-        problem_ids[row, : len(history)] = history.problem_ids
-        responses[row, : len(history)] = history.responses
-    return problem_ids, responses
+    lengths = np.array([len(h) for h in histories], np.int32)
+    (problem_ids, responses), lengths = contract.windows(pad(histories), lengths, widths)
+    return problem_ids, responses, lengths
 
 
 def read(path: Path, number: Number = int) -> list[History]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from build.bench.caller import windows
 from build.bench.ladder import device
 from build.bench.ladder.device import as_triton_says
 from build.core import parity
@@ -18,6 +17,7 @@ from build.repository.workspace import NETWORKS
 from build.server import Server
 from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, settings
 from ensemble.client import Client
+from ensemble.learners.history import windows
 from ensemble.spec import Spec
 from tests.conftest import answer_of, learner
 from tests.unit.test_binding import no_warning
@@ -92,7 +92,7 @@ def test_what_the_ladder_times_on_a_gpu_answers_as_the_cpu_does(network, kind, t
     asked = device.ask(f"gpu-{kind}", spec, tmp_path / "model.pt", core)
     history = learner(100)
     for _ in range(3):
-        answer = np.asarray(asked(list(windows([history], spec.model.window))), np.float64)[0]
+        answer = np.asarray(asked(list(windows([history], [spec.model.window]))), np.float64)[0]
         answer = probabilities(answer) if kind == "onnxruntime" else answer
         tolerance = TOLERANCE["float16" if "half" in kind else "float32"] * 10  # PyTorch's own products may be TF32
         assert np.abs(answer - answer_of(model, history, spec.model.window)).max() < tolerance

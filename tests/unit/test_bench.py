@@ -15,13 +15,13 @@ import tomlkit
 import torch
 
 from build.bench import load, origin, publication, statistic
-from build.bench.caller import full_windows, windows
+from build.bench.caller import full_windows
 from build.bench.ladder import figures, ladder, local, report, rung, waterfall
 from build.bench.ladder.ladder import hops
 from build.bench.peers import comparison, peer
 from build.bench.peers import report as peers
 from build.repository.workspace import Workspace
-from ensemble.learners.history import History
+from ensemble.learners.history import History, windows
 from ensemble.spec import Spec
 
 
@@ -136,10 +136,10 @@ def test_candidates_share_the_cores_out(spec: Spec):
 
 
 def test_windows_keep_the_newest_and_pad_with_zeros():
-    ids, responses, lengths = windows([History("a", [5, 6, 7], [1, 0, 1]), History("b", [9], [1])], 2)
+    ids, responses, lengths = windows([History("a", [5, 6, 7], [1, 0, 1]), History("b", [9], [1])], [2])
     assert ids.tolist() == [[6, 7], [9, 0]]
     assert responses.tolist() == [[0, 1], [1, 0]]
-    assert lengths.tolist() == [[2], [1]]
+    assert lengths.tolist() == [2, 1]
 
 
 class Sleeper:

@@ -91,30 +91,3 @@ def test_many_refusals_are_few_lines_that_say_so(preprocess):
     assert log.line("r9", "why", 11.0) == "refused request r9: why (3 refusals before it were not logged)"
     assert log.line("r10", "why", 11.1) == "refused request r10: why"
     assert log.line("r11", "why", 11.1) is None
-
-
-@pytest.mark.parametrize(
-    ("reason", "ids", "responses"),
-    [
-        ("shape", [[1, 2]], [[1]]),
-        ("problem_id", [[50]], [[1]]),
-        ("problem_id", [[-2]], [[1]]),
-        ("response", [[1]], [[2]]),
-        ("response", [[1]], [[-1]]),
-        ("padding", [[-1, 1]], [[-1, 1]]),
-        ("padding", [[-1]], [[0]]),
-        ("too_long", [[1] * 9], [[1] * 9]),
-        ("too_short", [[1, -1]], [[1, -1]]),
-    ],
-)
-def test_a_refusal_has_its_reason(preprocess, reason, ids, responses):
-    ids, responses = (np.asarray(values, np.int32) for values in (ids, responses))
-    with pytest.raises(preprocess.RefusedError) as raised:
-        preprocess.check(ids, responses, 50, shortest_history=2, longest_history=8)
-    assert raised.value.reason == reason
-    assert reason in preprocess.REASONS
-
-
-def test_as_long_as_is_allowed_is_answered(preprocess):
-    ids = np.ones((1, 8), np.int32)
-    assert preprocess.check(ids, ids, 50, shortest_history=8, longest_history=8).tolist() == [8]

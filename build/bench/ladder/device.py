@@ -16,6 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from build.repository import config
 from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, settings
 from build.server.backends.onnxruntime.lastrow_onnxruntime.errors import ConfigError
+from ensemble.contract import narrowest
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 
@@ -86,17 +87,16 @@ def _torch(
         return every.gather(1, row)[:, 0].float()
 
     def run(windows: list[Array]) -> Callable[[], Array]:
-        given = [torch.from_numpy(x).cuda(non_blocking=True) for x in _inputs(windows)]
+        given = [torch.from_numpy(x).cuda(non_blocking=True) for x in windows]
         computed = answer(*given)
         return lambda: computed.cpu().numpy()
 
     graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]] = {}
 
     def replay(windows: list[Array]) -> Callable[[], Array]:
-        inputs = _inputs(windows)
-        shape = inputs[0].shape
+        shape = windows[0].shape
         if shape not in graphs:
-            held = [torch.from_numpy(x).cuda() for x in inputs]
+            held = [torch.from_numpy(x).cuda() for x in windows]
             for _ in range(3):  # libraries allocate their workspaces, which a capture may not
                 answer(*held)
             graph = torch.cuda.CUDAGraph()
@@ -105,7 +105,7 @@ def _torch(
                 computed = answer(*held)
             graphs[shape] = graph, held, computed
         graph, held, computed = graphs[shape]
-        for buffer, value in zip(held, inputs, strict=True):
+        for buffer, value in zip(held, windows, strict=True):
             buffer.copy_(torch.from_numpy(value), non_blocking=True)
         graph.replay()
         return lambda: computed.cpu().numpy()
@@ -135,8 +135,8 @@ def _core(spec: Spec, core: Path, stream: torch.cuda.Stream) -> Callable[[list[A
     wanted = [spec.core_output.name]
 
     def run(windows: list[Array]) -> Callable[[], Array]:
-        ids, responses, lengths = _inputs(windows)
-        width = next(width for width in spec.model.widths if width >= lengths.max())
+        ids, responses, lengths = windows
+        width = narrowest(spec.model.widths, lengths.max())
         named = zip(tensors, (ids[:, :width], responses[:, :width], lengths), strict=True)
         feeds = {tensor.name: value for tensor, value in named}
         if not spec.steps.core.io_binding:
@@ -147,11 +147,6 @@ def _core(spec: Spec, core: Path, stream: torch.cuda.Stream) -> Callable[[list[A
         return lambda: bound.fetch(len(lengths), wanted)[0]
 
     return run
-
-
-def _inputs(windows: list[Array]) -> list[Array]:
-    ids, responses, lengths = windows
-    return [ids, responses, lengths[:, 0]]
 
 
 def as_triton_says(spec: Spec) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from build import ROOT
 from ensemble.errors import LastrowError
-from ensemble.learners.history import History
+from ensemble.learners.history import History, windows
 from ensemble.spec import Spec
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # learners at once, of which ONNX Runtime's best is looked for
@@ -112,11 +112,11 @@ def _torch(kind: str, spec: Spec, checkpoint: Path) -> Callable[[list[np.ndarray
         if kind == "last":
             if not isinstance(model, Network):
                 raise LocalError("a module of one's own says nothing of its head")
-            return model.last(ids, responses, lengths[:, 0]).sigmoid().numpy()
+            return model.last(ids, responses, lengths).sigmoid().numpy()
         answer = forward(ids, responses) if own else forward(ids.long(), responses.long())
         if kind == "logits":
-            return answer[torch.arange(len(ids)), lengths[:, 0].long() - 1].sigmoid().numpy()
-        return answer.sigmoid()[torch.arange(len(ids)), lengths[:, 0].long() - 1].numpy()
+            return answer[torch.arange(len(ids)), lengths.long() - 1].sigmoid().numpy()
+        return answer.sigmoid()[torch.arange(len(ids)), lengths.long() - 1].numpy()
 
     return ask
 
@@ -128,17 +128,13 @@ def _onnxruntime(spec: Spec, core: Path) -> Callable[[list[np.ndarray]], object]
     names = [tensor.name for tensor in (spec.tensors.recent_problem_ids, spec.tensors.recent_responses)]
 
     def ask(windows: list[np.ndarray]) -> object:
-        ids, responses, lengths = windows
-        return session.run(
-            None, dict(zip([*names, spec.tensors.lengths.name], (ids, responses, lengths[:, 0]), strict=True))
-        )
+        return session.run(None, dict(zip([*names, spec.tensors.lengths.name], windows, strict=True)))
 
     return ask
 
 
 def main(kind: str, spec_file: str, checkpoint: str, core: str) -> None:
     """Load, say that it is ready, then answer each line of stdin with the times that it took."""
-    from build.bench.caller import windows
     from build.bench.ladder import device
 
     spec = Spec.read(spec_file)
@@ -151,7 +147,7 @@ def main(kind: str, spec_file: str, checkpoint: str, core: str) -> None:
         ask = _torch(kind, spec, Path(checkpoint))
     # PyTorch is padded to the window, as a model that was trained on windows is asked; the core stops by itself.
     nothing = np.zeros(spec.model.window, np.int32)
-    ask(list(windows([History("0", nothing, nothing)], spec.model.window)))
+    ask(list(windows([History("0", nothing, nothing)], [spec.model.window])))
     print(json.dumps({"ready": os.getpid()}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -161,7 +157,7 @@ def main(kind: str, spec_file: str, checkpoint: str, core: str) -> None:
         on_device: list[float] = []
         for number in range(WARM_UP + request["calls"]):
             learners = [histories[(number * size + n) % len(histories)] for n in range(size)]
-            given = list(windows(learners, spec.model.window))
+            given = list(windows(learners, [spec.model.window]))
             start = time.perf_counter()
             ask(given)
             taken.append((time.perf_counter() - start) * 1e3)

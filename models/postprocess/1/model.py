@@ -3,8 +3,9 @@
 Triton asks a step for all of its outputs, whatever the client asked for, and leaves out a step of which nothing is wanted.
 As models of their own, side by side behind the core, proposals cost only those who ask for them.
 
-Any client can call either model directly. So a request is checked here too, and whatever is wrong with it is its own answer:
-what `execute` raises Triton answers to every request of the batch.
+Any client can call either model directly. So a request is checked here too, by contract.py beside this file (a copy of
+`ensemble/contract.py`), and whatever is wrong with it is its own answer: what `execute` raises Triton answers to every
+request of the batch.
 
 Tensors are taken by their order in config.pbtxt, so the names stay the spec's business. Each comes with an axis of 1 behind
 the batch, which is dropped:
@@ -21,63 +22,10 @@ import traceback
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .contract import RefusedError, batch_of, check_answered, last_rows
+
 # Overflows are meant, see below; np.errstate around each would cost more than the arithmetic.
 np.seterr(over="ignore", invalid="ignore")
-
-
-class RefusedError(ValueError):
-    """A request that breaks the contract; the message names tensor, value and what is allowed."""
-
-
-def rows(values, dims, name):
-    """[batch, ...] of a tensor that config.pbtxt reshapes to [batch, 1, ...].
-
-    Args:
-        dims: how many axes a learner's share has.
-
-    Raises:
-        RefusedError: there is no learner; Triton hands such a tensor on without its batch axis.
-    """
-    if values.ndim != dims + 2 or not len(values):
-        raise RefusedError(f"{name} has 0 learners; send at least 1")
-    return values[:, 0]
-
-
-def last_rows(logits, lengths, names):
-    """The row of the last interaction, FP32 [batch, problems], of logits [batch, window, problems].
-
-    Args:
-        lengths: INT32 [batch], interactions, 1 to window.
-        names: what lengths and logits are called in messages.
-
-    Raises:
-        RefusedError: a length has no row.
-    """
-    window = logits.shape[1]
-    wrong = (lengths < 1) | (lengths > window)
-    if wrong.any():
-        learner = int(wrong.argmax())
-        raise RefusedError(
-            f"{names[0]}: learner {learner} has {lengths[learner]}; {names[1]} has {window} rows a learner, so allowed are "
-            f"{f'1 to {window}' if window else 'none'}"
-        )
-    return logits[np.arange(len(logits)), lengths - 1]
-
-
-def check_answered(problem_ids, problems, name):
-    """Refuse problem ids, INT32 or INT64 [batch, any], that are neither 0 to problems - 1 nor -1, the padding.
-
-    Raises:
-        RefusedError: names learner, position and value.
-    """
-    # One above, as unsigned numbers: every negative but -1 is then far above any limit, in one comparison.
-    above = (problem_ids + 1).view(f"u{problem_ids.itemsize}")
-    if above.max(initial=0) > problems:
-        learner, position = np.argwhere(above > problems)[0]
-        raise RefusedError(
-            f"{name}: learner {learner}, position {position} is {problem_ids[learner, position]}; "
-            f"allowed are 0 to {problems - 1}, and -1 as padding"
-        )
 
 
 def sigmoid(logits):
@@ -157,7 +105,8 @@ class TritonPythonModel:
 
     def _answer(self, request):
         logits, *others = (
-            rows(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), dims, name) for name, dims in self.inputs
+            batch_of(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), name, axes)
+            for name, axes in self.inputs
         )
         (logits_name, _), (last_name, _) = self.inputs[0], self.inputs[-1]
         if logits.ndim > 2:

@@ -1,5 +1,7 @@
 """First step of the ensemble: checks learners' histories and hands the core windows of one of a few widths.
 
+What is checked and how windows are taken stands in contract.py beside this file, a copy of `ensemble/contract.py`.
+
 It also tells what it sees: Prometheus metrics beside Triton's own, and a line in the log for a refused request. Where the
 environment variable LASTROW_DRAIN names a file, requests are refused as soon as that file is there, so that a server which
 is about to stop finishes what it has and takes nothing new.
@@ -20,147 +22,13 @@ import traceback
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-PADDING = -1
+from .contract import REASONS, RefusedError, batch_of, check, knowledge_tracing, windows
+
 DRAIN = "LASTROW_DRAIN"
 PUBLISHED_EVERY_S = 1.0
 NOTES = 1 << 16
 LOGGED_A_SECOND = 5  # refusals, by one instance
 HISTORY_LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # upper ends of the histogram's buckets
-REASONS = ("shape", "problem_id", "response", "padding", "too_short", "too_long")
-
-
-class RefusedError(ValueError):
-    """A request that breaks the contract. reason: one of REASONS, what refusals are counted by."""
-
-    def __init__(self, reason, message):
-        super().__init__(message)
-        self.reason = reason
-
-
-def rows(values, name):
-    """[batch, time] of a tensor that config.pbtxt reshapes to [batch, 1, time].
-
-    Raises:
-        RefusedError: there is no learner; Triton hands such a tensor on without its batch axis.
-    """
-    if values.ndim != 3 or not len(values):
-        raise RefusedError("shape", f"{name} has 0 learners; send at least 1")
-    return values[:, 0]
-
-
-def check(
-    problem_ids, responses, problems, shortest_history=0, longest_history=None, names=("problem_ids", "responses")
-):
-    """Count the interactions of every learner, or say what is wrong with the request.
-
-    Args:
-        problem_ids: INT32 or INT64 [batch, time], batch at least 1, 0 to problems - 1, oldest first, -1 only after the last
-            interaction.
-        responses: of the same shape, 0 or 1, -1 exactly where problem_ids is -1.
-        problems: how many problems the model knows.
-        shortest_history: interactions that a learner needs at least.
-        longest_history: columns that a request has at most; None: any number.
-        names: what the two tensors are called in messages.
-
-    Returns:
-        INT32 [batch], the number of interactions before the padding.
-
-    Raises:
-        RefusedError: names tensor, learner, position, value and what is allowed there.
-    """
-    ids_name, responses_name = names
-    if longest_history is not None and problem_ids.shape[1] > longest_history:
-        raise RefusedError(
-            "too_long",
-            f"{ids_name} has shape {list(problem_ids.shape)}; allowed are at most {longest_history} interactions a "
-            "learner: send the most recent ones",
-        )
-    if problem_ids.shape != responses.shape:
-        raise RefusedError(
-            "shape",
-            f"{ids_name} has shape {list(problem_ids.shape)} and {responses_name} {list(responses.shape)}; "
-            "both need the same [learners, interactions]",
-        )
-    # As unsigned numbers every negative is far above any limit: one comparison a tensor instead of two.
-    ids, answers = (values.view(f"u{values.itemsize}") for values in (problem_ids, responses))
-    if ids.size and ids.max() < problems and answers.max() <= 1:
-        lengths = np.full(len(ids), ids.shape[1], np.int32)  # the usual request: no padding, nothing wrong
-    else:
-        lengths = _count(problem_ids, responses, ids < problems, answers <= 1, problems, names)
-    if lengths.min() < shortest_history:
-        learner = int((lengths < shortest_history).argmax())
-        raise RefusedError(
-            "too_short",
-            f"{ids_name}: learner {learner} has {lengths[learner]} interactions; this model answers from "
-            f"{shortest_history} on",
-        )
-    return lengths
-
-
-def _count(problem_ids, responses, known, answered, problems, names):
-    """`check` for requests with padding or with something wrong in them."""
-    lengths = known.sum(axis=1, dtype=np.int32)
-    before_padding = np.arange(problem_ids.shape[1]) < lengths[:, None]
-    padding = (problem_ids == PADDING) & (responses == PADDING)
-    right = np.where(before_padding, known & answered, padding)
-    if not right.all():
-        learner, position = np.argwhere(~right)[0]
-        raise _refusal(problem_ids[learner], responses[learner], learner, position, problems, names)
-    return lengths
-
-
-def _refusal(problem_ids, responses, learner, position, problems, names):
-    """Why the interaction at `position` of one learner's [time] arrays is refused."""
-    ids_name, responses_name = names
-    where = f"learner {learner}, position {position}"
-    problem, response = problem_ids[position], responses[position]
-    if problem == PADDING and (problem_ids[position + 1 :] != PADDING).any():
-        return RefusedError(
-            "padding",
-            f"{ids_name}: {where} is -1, but interactions follow it; -1 is allowed only as padding after the last one",
-        )
-    if problem != PADDING and not 0 <= problem < problems:
-        return RefusedError(
-            "problem_id",
-            f"{ids_name}: {where} is {problem}; allowed are 0 to {problems - 1}, "
-            "and -1 as padding after the last interaction",
-        )
-    if problem == PADDING:
-        return RefusedError(
-            "padding", f"{responses_name}: {where} is {response}; where {ids_name} is -1 only -1 is allowed"
-        )
-    return RefusedError(
-        "response",
-        f"{responses_name}: {where} is {response}; allowed are 0 (wrong) and 1 (correct), "
-        f"and -1 where {ids_name} is -1",
-    )
-
-
-def recent(values, lengths, window, dtype=np.int32):
-    """The most recent `window` valid entries of every learner, oldest first, then zeros.
-
-    Zero and not -1: the core looks embeddings up for padding too, before `lengths` makes it ignore them.
-
-    Args:
-        values: INT32 or INT64 [batch, time], valid up to `lengths` [batch], -1 behind.
-
-    Returns:
-        [batch, window], of `dtype`.
-    """
-    batch, time = values.shape
-    kept = np.zeros((batch, window), dtype)
-    if time <= window:
-        np.maximum(values, 0, out=kept[:, :time], casting="same_kind")
-        return kept
-    columns = np.maximum(lengths - window, 0)[:, None] + np.arange(window)
-    kept[:] = np.take_along_axis(values, columns, axis=1)
-    kept[columns >= lengths[:, None]] = 0
-    return kept
-
-
-def narrowest(widths, longest):
-    """The smallest of the rising `widths` that holds `longest` interactions; the largest where none does."""
-    return next((width for width in widths if width >= longest), widths[-1])
 
 
 class Metrics:
@@ -258,12 +126,11 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         self.name = config["name"]
-        self.input_names = tuple(tensor["name"] for tensor in config["input"])
         self.output_names = tuple(tensor["name"] for tensor in config["output"])
         self.types = [pb_utils.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"][:2]]
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.widths = [int(width) for width in parameters["widths"].split(",")]
-        self.problems = int(parameters["problems"])
+        self.allowed = knowledge_tracing([tensor["name"] for tensor in config["input"]], int(parameters["problems"]))
         self.shortest_history = int(parameters["shortest_history"])
         self.longest_history = int(parameters["longest_history"])
         self.warming_up = len(config.get("model_warmup", []))  # requests of Triton's own, which nobody sent
@@ -296,21 +163,17 @@ class TritonPythonModel:
             return self._error(f"{self.name} failed at this request: {type(e).__name__}: {e}", "INTERNAL")
 
     def _answer(self, request):
-        problem_ids, responses = (
-            rows(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), name) for name in self.input_names
-        )
-        lengths = check(
-            problem_ids, responses, self.problems, self.shortest_history, self.longest_history, self.input_names
-        )
+        inputs = {
+            name: batch_of(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), name) for name in self.allowed
+        }
+        lengths = check(inputs, self.allowed, self.shortest_history, self.longest_history)
         if self.warming_up:
             self.warming_up -= 1
         elif self.metrics:
             self.metrics.accepted(lengths)
-        valid = np.minimum(lengths, self.widths[-1])
-        width = narrowest(self.widths, valid.max())
-        windows = (recent(values, lengths, width, dtype) for values, dtype in zip((problem_ids, responses), self.types))
+        recent, valid = windows(inputs.values(), lengths, self.widths, self.types)
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, (*windows, valid[:, None]))]
+            [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, (*recent, valid[:, None]))]
         )
 
     def _refuse(self, request, refusal):
