@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
-from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, remaining
+from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Status, Tls, Wanted
+from ensemble.client.retry import Retry, check_open
 from ensemble.learners.history import History
 from ensemble.spec import Spec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AsyncClient(Protocol):
@@ -60,18 +64,9 @@ class AsyncClient(Protocol):
                     loop.call_soon_threadsafe(_close, loop, connection)
 
     @overload
-    async def predict(
-        self, history: History, *, probabilities: bool = ..., next_problems: bool = ..., deadline_s: float | None = ...
-    ) -> Prediction: ...
+    async def predict(self, history: History, **wanted: Unpack[Wanted]) -> Prediction: ...
     @overload
-    async def predict(
-        self,
-        history: Iterable[History],
-        *,
-        probabilities: bool = ...,
-        next_problems: bool = ...,
-        deadline_s: float | None = ...,
-    ) -> list[Prediction]: ...
+    async def predict(self, history: Iterable[History], **wanted: Unpack[Wanted]) -> list[Prediction]: ...
     async def predict(
         self,
         history: History | Iterable[History],
@@ -84,7 +79,7 @@ class AsyncClient(Protocol):
         histories = self.histories(history)
         deadline = self.deadline(deadline_s)
         requests = list(self.requests(histories, probabilities, next_problems))
-        calls = [asyncio.ensure_future(self._call("ModelInfer", r.message, deadline, r)) for r in requests]
+        calls = [asyncio.ensure_future(self._call("ModelInfer", r.message, self.retry(deadline, r))) for r in requests]
         try:
             answers = await asyncio.gather(*calls)
         finally:
@@ -96,31 +91,23 @@ class AsyncClient(Protocol):
 
     async def status(self) -> Status:
         """As Client.status."""
-        name, deadline = self.spec.model.name, self.deadline(None)
-        live = await self._call("ServerLive", service_pb2.ServerLiveRequest(), deadline)
-        ready = await self._call("ServerReady", service_pb2.ServerReadyRequest(), deadline)
-        model = await self._call("ModelReady", service_pb2.ModelReadyRequest(name=name), deadline)
-        server = await self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), deadline)
-        versions: Sequence[str] = ()
-        if model.ready:
-            asked = service_pb2.ModelMetadataRequest(name=name)
-            versions = (await self._call("ModelMetadata", asked, deadline)).versions
-        return Status(live.live, ready.ready, model.ready, server.version, tuple(versions))
+        deadline, answers = self.deadline(None), dict[str, Any]()
+        for method, message in self.questions(answers):
+            answers[method] = await self._call(method, message, self.retry(deadline))
+        return Status.of(answers)
 
-    async def _call(self, method: str, message: Any, deadline: float, request: Request | None = None) -> Any:
-        tries = 0
+    async def _call(self, method: str, message: Any, retry: Retry) -> Any:
         while True:
-            tries += 1
-            self.check_open()
+            retry.begin()
             connection = self._connection()
             try:
-                return await getattr(connection.stub, method)(message, timeout=remaining(deadline))
+                return await getattr(connection.stub, method)(message, timeout=retry.timeout)
             except asyncio.CancelledError as e:
                 if not _cancelled():  # the channel's doing: it cancels its calls when it is closed
-                    self.check_open(e)
+                    check_open(self.url, self._closed, e)
                 raise
             except Exception as e:  # gRPC has no common class for what it raises when its channel is closed
-                wait = self.retry_after(e, tries, deadline, request)
+                wait = retry.after(e)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(connection.closed.wait(), wait)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
-from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, remaining
+from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, Wanted
+from ensemble.client.retry import Retry, failure
 from ensemble.client.shared_memory import SharedMemory
 from ensemble.learners.history import History
 from ensemble.spec import Spec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Client(Protocol):
@@ -54,8 +58,8 @@ class Client(Protocol):
         self._memory = SharedMemory(url, self.spec) if shared_memory else None
         if self._memory is not None:
             try:
-                end = self.deadline(None)
-                self._try(functools.partial(self._memory.open, self._stub, end), end)
+                retry = self.retry(self.deadline(None))
+                self._try(functools.partial(self._memory.open, self._stub, retry.deadline), retry)
             except BaseException:
                 self.close()
                 raise
@@ -77,21 +81,12 @@ class Client(Protocol):
                 try:
                     self._memory.close(service_pb2_grpc.GRPCInferenceServiceStub(channel))
                 except grpc.RpcError as e:
-                    self.fail(e)
+                    raise failure(self.url, e) from e
 
     @overload
-    def predict(
-        self, history: History, *, probabilities: bool = ..., next_problems: bool = ..., deadline_s: float | None = ...
-    ) -> Prediction: ...
+    def predict(self, history: History, **wanted: Unpack[Wanted]) -> Prediction: ...
     @overload
-    def predict(
-        self,
-        history: Iterable[History],
-        *,
-        probabilities: bool = ...,
-        next_problems: bool = ...,
-        deadline_s: float | None = ...,
-    ) -> list[Prediction]: ...
+    def predict(self, history: Iterable[History], **wanted: Unpack[Wanted]) -> list[Prediction]: ...
     def predict(
         self,
         history: History | Iterable[History],
@@ -100,7 +95,12 @@ class Client(Protocol):
         next_problems: bool = False,
         deadline_s: float | None = None,
     ) -> Prediction | list[Prediction]:
-        """Ask for one learner, or for many of unequal history; only what is asked for is computed and sent."""
+        """Ask for one learner, or for many of unequal history; only what is asked for is computed and sent.
+
+        Example:
+            client.predict(history).probabilities                        # FP32 [problems]
+            client.predict([ada, bob], probabilities=False, next_problems=True)[1].next_problem_ids
+        """
         histories = self.histories(history)
         deadline = self.deadline(deadline_s)
         requests = self.requests(histories, probabilities, next_problems, carried=self._memory is None)
@@ -109,38 +109,36 @@ class Client(Protocol):
         return predictions[0] if isinstance(history, History) else predictions
 
     def status(self) -> Status:
-        """Whether the server lives, and whether it and the model are ready."""
-        name, deadline = self.spec.model.name, self.deadline(None)
-        live = self._call("ServerLive", service_pb2.ServerLiveRequest(), deadline)
-        ready = self._call("ServerReady", service_pb2.ServerReadyRequest(), deadline)
-        model = self._call("ModelReady", service_pb2.ModelReadyRequest(name=name), deadline)
-        server = self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), deadline)
-        versions: Sequence[str] = ()
-        if model.ready:
-            versions = self._call("ModelMetadata", service_pb2.ModelMetadataRequest(name=name), deadline).versions
-        return Status(live.live, ready.ready, model.ready, server.version, tuple(versions))
+        """Whether the server lives, and whether it and the model are ready.
+
+        Example:
+            client.status().model_ready
+        """
+        deadline, answers = self.deadline(None), dict[str, Any]()
+        for method, message in self.questions(answers):
+            answers[method] = self._call(method, message, self.retry(deadline))
+        return Status.of(answers)
 
     def _ask(self, request: Request, deadline: float) -> list[np.ndarray | None]:
-        memory = self._memory
+        memory, retry = self._memory, self.retry(deadline, request)
         if memory is None:
-            return self.columns(self._call("ModelInfer", request.message, deadline, request), request)
+            return self.columns(self._call("ModelInfer", request.message, retry), request)
         given = (request.message, request.values, request.learners)
-        answer = self._try(functools.partial(memory.infer, self._stub, *given, deadline), deadline, request)
-        return self.columns(answer, request, memory.read)
+        return self.columns(
+            self._try(functools.partial(memory.infer, self._stub, *given, deadline), retry), request, memory.read
+        )
 
-    def _call(self, method: str, message: Any, deadline: float, request: Request | None = None) -> Any:
+    def _call(self, method: str, message: Any, retry: Retry) -> Any:
         call = getattr(self._stub, method)
-        return self._try(lambda: call(message, timeout=remaining(deadline)), deadline, request)
+        return self._try(lambda: call(message, timeout=retry.timeout), retry)
 
-    def _try(self, call: Callable[[], Any], deadline: float, request: Request | None = None) -> Any:
-        tries = 0
+    def _try(self, call: Callable[[], Any], retry: Retry) -> Any:
         while True:
-            tries += 1
-            self.check_open()
+            retry.begin()
             try:
                 return call()
             except Exception as e:  # gRPC has no class for what it raises when its channel is closed
-                wait = self.retry_after(e, tries, deadline, request)
+                wait = retry.after(e)
             self._closed.wait(wait)
 
     def _connect(self) -> grpc.Channel:

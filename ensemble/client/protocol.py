@@ -1,4 +1,4 @@
-"""What both clients share: how a request is built, an answer read, an error named and a retry timed.
+"""What both clients share: how a request is built and an answer read; when one is tried again stands in retry.
 
 Messages are written here and not by tritonclient's client, whose objects around every tensor cost 0.3 ms a request.
 """
@@ -6,9 +6,6 @@ Messages are written here and not by tritonclient's client, whose objects around
 from __future__ import annotations
 
 import itertools
-import math
-import numbers
-import random
 import re
 import reprlib
 import threading
@@ -17,44 +14,33 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypedDict
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from ensemble.errors import (
-    ClosedClientError,
-    DeadlineExceededError,
-    HistoryError,
-    InvalidRequestError,
-    ServingError,
-    UnavailableError,
-)
-from ensemble.learners.history import PADDING, History, pad
+from ensemble.client.retry import Retry, count, seconds
+from ensemble.contract import PADDING
+from ensemble.errors import HistoryError, InvalidRequestError, ServingError
+from ensemble.learners.history import History, pad
 from ensemble.spec import Spec, Tensor
 
 Message, Answer = service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
 ENVELOPE = 64 * 1024  # bytes of a message beside its tensors
 DEFAULT_URL = "127.0.0.1:8001"
-LONGEST_DEADLINE_S = 366 * 24 * 3600.0  # longer ones are none: gRPC counts nanoseconds in 64 bits, and would overflow
 RESOLVERS = ("dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds")  # gRPC's own schemes of a URL
 LARGEST_MESSAGE = 2**31 - 1  # bytes; gRPC's own limit
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 1.0
-# How a server that stops refuses what it has not begun with, before its connections close: gRPC cancels what it had not
-# handed on (its issue 41785), and Triton does not find a model that it has taken down already.
-STOPPING = {"CANCELLED": "", "NOT_FOUND": "has no available versions"}
-# Where something takes the connection and closes it at the first words of gRPC.
-NO_GRPC = (
-    "; what listens there does not speak gRPC without TLS: is it the port of HTTP or of the metrics (Triton's own are 8000 "
-    "for HTTP, 8001 for gRPC, 8002 for metrics), or does it ask for TLS?"
-)
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One learner's answer; what was not asked for is None.
+
+    Example:
+        answer.probabilities[17]         # 0.42: the chance of answering problem 17
+        answer.next_problem_ids[0]       # the problem to give next
 
     probabilities: FP32 [problems], P(correct) for every problem after the whole history.
     next_problem_ids, next_problem_probabilities: INT32 and FP32 [at most k], nearest to the target success rate first.
@@ -68,7 +54,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Status:
-    """What the server says of itself and of the model."""
+    """What the server says of itself and of the model, e.g. Status(True, True, True, "2.51.0", ("1",))."""
 
     live: bool
     ready: bool
@@ -76,14 +62,33 @@ class Status:
     server_version: str
     model_versions: tuple[str, ...]
 
+    @classmethod
+    def of(cls, answers: Mapping[str, Any]) -> Status:
+        """The answers to `Protocol.questions`; of a model that is not ready there are no versions."""
+        live, ready, model = (answers[of] for of in ("ServerLive", "ServerReady", "ModelReady"))
+        versions = answers["ModelMetadata"].versions if model.ready else ()
+        return cls(live.live, ready.ready, model.ready, answers["ServerMetadata"].version, tuple(versions))
+
 
 @dataclass(frozen=True)
 class Tls:
-    """Encrypted transport. Without root_certificates the system's are used; key and chain are for mutual TLS."""
+    """Encrypted transport. Without root_certificates the system's are used; key and chain are for mutual TLS.
+
+    Example:
+        Client("triton.example:8001", tls=Tls(root_certificates=Path("ca.pem")))
+    """
 
     root_certificates: Path | None = None
     private_key: Path | None = None
     certificate_chain: Path | None = None
+
+
+class Wanted(TypedDict, total=False):
+    """The options of `predict`, as type checkers see them."""
+
+    probabilities: bool
+    next_problems: bool
+    deadline_s: float | None
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,8 @@ class Protocol:
     def __init__(self, url: str, spec: Spec | None, deadline_s: float, retries: int, tls: Tls | None) -> None:
         self.url = _endpoint(url)
         self.spec = spec or Spec.read()
-        self.deadline_s = _seconds(deadline_s)
-        self.retries = _retries(retries)
+        self.deadline_s = seconds(deadline_s)
+        self.retries = count(retries)
         self._closed = threading.Event()  # set by another thread, perhaps, while a call is under way
         self._credentials = _credentials(tls)
         self._limits = _limits(self.spec)
@@ -209,67 +214,24 @@ class Protocol:
             rows += zip(*(column if column is not None else [None] * learners for column in columns), strict=True)
         return [_prediction(h.learner, *row) for h, row in zip(histories, rows, strict=True)]
 
-    def fail(self, error: grpc.RpcError, request: Request | None = None) -> NoReturn:
-        """Raise the project's error for gRPC's. The server counts a request's learners from 0; the call's are others."""
-        status, text = error.code().name, error.details()
-        first = request.first if request else 0
-        named = f" (request {request.message.id})" if request else ""
-        if _unavailable(error):
-            hint = NO_GRPC if "failed to connect" in text and "Socket closed" in text else ""
-            raise UnavailableError(f"{self.url} is not available: {text}{hint}{named}", status) from error
-        if status == "DEADLINE_EXCEEDED":
-            raise DeadlineExceededError(f"{self.url} did not answer in time: {text}{named}", status) from error
-        if status == "INVALID_ARGUMENT":
-            counted = f" (learner 0 of this request is number {first} of the call)" if first else ""
-            raise InvalidRequestError(text + counted + named, status) from error
-        raise ServingError(f"{self.url}: {text}{named}", status) from error
-
-    def check_open(self, error: BaseException | None = None) -> None:
-        """Raise ClosedClientError where the client is closed; what a call under way ended with then only follows from it."""
-        if self._closed.is_set():
-            raise ClosedClientError(f"this client of {self.url} is closed; make a new one") from error
-
-    def retry_after(self, error: Exception, tries: int, deadline: float, request: Request | None = None) -> float:
-        """Seconds to wait before the next try; raises the error where there is none.
-
-        Only what the server has not begun with is tried again, and not by a client closed meanwhile. The waits double
-        and are spread at random, so that clients of a server that returns do not all come at once.
-        """
-        self.check_open(error)
-        if not isinstance(error, grpc.RpcError):
-            raise error
-        if not _unavailable(error) or tries > self.retries:
-            self.fail(error, request)
-        doublings = min(tries - 1, 30)  # far beyond the longest wait; the power of a thousand tries is no float
-        wait = min(FIRST_BACKOFF_S * 2**doublings, LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
-        if time.monotonic() + wait >= deadline:
-            self.fail(error, request)
-        return wait
+    def questions(self, answers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """What `status` asks in turn: gRPC's method and its message; each answer is put into `answers` by its method."""
+        name = self.spec.model.name
+        yield "ServerLive", service_pb2.ServerLiveRequest()
+        yield "ServerReady", service_pb2.ServerReadyRequest()
+        yield "ModelReady", service_pb2.ModelReadyRequest(name=name)
+        yield "ServerMetadata", service_pb2.ServerMetadataRequest()
+        if answers["ModelReady"].ready:
+            yield "ModelMetadata", service_pb2.ModelMetadataRequest(name=name)
 
     def deadline(self, deadline_s: float | None) -> float:
         """The moment, on the monotonic clock, at which a call has to be over, every retry included."""
-        return time.monotonic() + (self.deadline_s if deadline_s is None else _seconds(deadline_s))
+        return time.monotonic() + (self.deadline_s if deadline_s is None else seconds(deadline_s))
 
-
-def remaining(deadline: float) -> float | None:
-    """Seconds from now to a moment on the monotonic clock, as a timeout for gRPC; over, it is as good as over."""
-    return None if math.isinf(deadline) else max(deadline - time.monotonic(), 1e-3)
-
-
-def _seconds(deadline_s: object) -> float:
-    """A deadline, infinite where there is none."""
-    if not isinstance(deadline_s, numbers.Real) or isinstance(deadline_s, bool) or not float(deadline_s) > 0:
-        raise InvalidRequestError(
-            f"deadline_s is {deadline_s!r}; give seconds above 0, or math.inf for no deadline", "INVALID_ARGUMENT"
-        )
-    seconds = float(deadline_s)
-    return seconds if seconds <= LONGEST_DEADLINE_S else math.inf
-
-
-def _retries(retries: object) -> float:
-    if not isinstance(retries, numbers.Real) or isinstance(retries, bool) or not float(retries) >= 0:
-        raise InvalidRequestError(f"retries is {retries!r}; give a number from 0 up, or math.inf", "INVALID_ARGUMENT")
-    return float(retries)
+    def retry(self, deadline: float, request: Request | None = None) -> Retry:
+        """The tries of one call."""
+        named = (request.message.id, request.first) if request else ("", 0)
+        return Retry(self.url, self._closed, self.retries, deadline, named)
 
 
 def _endpoint(url: object) -> str:
@@ -283,12 +245,6 @@ def _endpoint(url: object) -> str:
     if url.partition(":")[0] not in RESOLVERS and not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", url):
         raise InvalidRequestError(f"the URL is {url!r}; {example}", "INVALID_ARGUMENT")
     return url
-
-
-def _unavailable(error: grpc.RpcError) -> bool:
-    """Whether the server has not begun with the request, and another try may find it, or another server, ready."""
-    status = error.code().name
-    return status == "UNAVAILABLE" or (status in STOPPING and STOPPING[status] in error.details())
 
 
 def _limits(spec: Spec) -> list[tuple[str, int]]:

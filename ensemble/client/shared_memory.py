@@ -16,7 +16,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from ensemble.client.protocol import remaining
+from ensemble.client.retry import remaining
 from ensemble.errors import ServingError, UnavailableError
 from ensemble.spec import Spec, Tensor
 

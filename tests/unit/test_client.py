@@ -17,7 +17,7 @@ import pytest
 
 from build.server import free_ports
 from ensemble.client import AsyncClient, Client
-from ensemble.client.protocol import LONGEST_BACKOFF_S
+from ensemble.client.retry import LONGEST_BACKOFF_S, failure
 from ensemble.errors import (
     ClosedClientError,
     DeadlineExceededError,
@@ -76,16 +76,21 @@ def test_errors_by_status(nowhere, status, details, error):
         found = grpc.aio.AioRpcError(
             grpc.StatusCode[status], grpc.aio.Metadata(), grpc.aio.Metadata(), details=f"it says why {details}"
         )
-        with pytest.raises(error, match="it says why") as raised:
-            client.fail(found)
-        assert type(raised.value) is error
-        assert raised.value.status == status
+        named = failure(nowhere, found)
+        assert type(named) is error
+        assert "it says why" in str(named)
+        assert named.status == status
+        retry = client.retry(time.monotonic() + 60)
+        retry.begin()
         if error is UnavailableError:
-            waits = [client.retry_after(found, tries, time.monotonic() + 60) for tries in range(1, 6)]
+            waits = [retry.after(found)]
+            for _ in range(4):
+                retry.begin()
+                waits.append(retry.after(found))
             assert all(0.025 * 2**n <= wait <= 0.05 * 2**n for n, wait in enumerate(waits))
         else:
             with pytest.raises(error):  # at once, without a wait
-                client.retry_after(found, 1, time.monotonic() + 60)
+                retry.after(found)
 
 
 @pytest.fixture
@@ -154,7 +159,9 @@ async def test_a_caller_that_is_cancelled_is_not_told_of_anything_else(mute):
 def test_the_waits_stay_short_however_many_there_were(nowhere):
     unavailable = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
     with Client(nowhere, retries=10_000) as client:
-        assert client.retry_after(unavailable, 5_000, math.inf) <= LONGEST_BACKOFF_S
+        retry = client.retry(math.inf)
+        retry.tries = 5_000
+        assert retry.after(unavailable) <= LONGEST_BACKOFF_S
 
 
 @pytest.mark.parametrize("deadline", [0, 0.0, -1, -math.inf, math.nan, np.float32("nan"), "10", True])

@@ -201,7 +201,7 @@ def test_a_random_request_is_one(lengths):
         assert (noise[name][values >= 0] == values[values >= 0]).all()
 
 
-@pytest.mark.parametrize("module", ["ensemble.contract", "ensemble.learners.history"])
+@pytest.mark.parametrize("module", ["ensemble.contract", "ensemble.learners.history", "ensemble.client.retry"])
 def test_examples_of_the_docstrings(module):
     found = doctest.testmod(importlib.import_module(module))
     assert found.attempted
