@@ -75,7 +75,7 @@ demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, 
 
 # Unit tests and the examples in docstrings share nothing: two processes of one thread each. The rest mostly waits for servers: three
 # processes, a server of their own each, a file in one of them, the longest files first.
-UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules tests/unit build/core ensemble -n 2 --dist worksteal
+UNIT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules tests/unit build/core build/model ensemble -n 2 --dist worksteal
 REST = $(BIN)/python -m pytest tests/benchmarks tests/faults tests/integration -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(SETUP) ## run every test: unit, then integration against a real tritonserver
