@@ -110,7 +110,7 @@ def run(sweep: Sweep, update: Progress) -> None:
     log = sweep.work / "model-analyzer.log"
     command = [str(executable), "profile", "-f", str(sweep.work / "profile.yaml")]
     start = log.stat().st_size if log.exists() else 0
-    mark = reaper.mark()
+    mark = reaper.new_mark()
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,

@@ -36,7 +36,7 @@ class Processes:
             ServerError: there is no server to start.
         """
         installation = find()
-        self._mark = reaper.mark()
+        self._mark = reaper.new_mark()
         self._stubs: dict[int, str] = {}
         self._dead_since: dict[int, float] = {}
         self.popen = subprocess.Popen(

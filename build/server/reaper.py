@@ -33,7 +33,7 @@ def marked() -> dict[str, str]:
     return {MARK: _watched(os.getpid())}
 
 
-def mark() -> str:
+def new_mark() -> str:
     """A mark for one process that is about to start, by which `reap` finds it and all that it starts."""
     return f"{marked()[MARK]}-{secrets.token_hex(4)}"
 

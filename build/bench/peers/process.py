@@ -56,7 +56,7 @@ def serving(peer: Peer, core: Path, spec: Spec, folder: Path) -> Iterator[Runnin
         *peer.arguments,
     ]
     log = folder / f"{re.sub(r'[^a-z]+', '_', peer.name.lower())}.log"
-    mark = reaper.mark()
+    mark = reaper.new_mark()
     began = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
