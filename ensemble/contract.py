@@ -89,7 +89,7 @@ def check(
         inputs: INT32 or INT64 [batch, time] by name, batch at least 1; of the first -1 is allowed only after the last
             interaction, of the others exactly where it is in the first.
         shortest: interactions that a learner needs at least.
-        longest: columns that a request has at most; None: any number.
+        longest: interactions that it may have at most, padding included; None: any number.
 
     Returns:
         INT32 [batch], the number of interactions before the padding.
@@ -162,9 +162,9 @@ def recent(values: np.ndarray, lengths: np.ndarray, window: int, dtype: Any = np
     if time <= window:
         np.maximum(values, 0, out=kept[:, :time], casting="same_kind")
         return kept
-    columns = np.maximum(lengths - window, 0)[:, None] + np.arange(window)
-    kept[:] = np.take_along_axis(values, columns, axis=1)
-    kept[columns >= lengths[:, None]] = 0
+    positions = np.maximum(lengths - window, 0)[:, None] + np.arange(window)
+    kept[:] = np.take_along_axis(values, positions, axis=1)
+    kept[positions >= lengths[:, None]] = 0
     return kept
 
 
@@ -240,8 +240,8 @@ def pad(
     if len(sequences) == 1 and len(sequences[0]) == width:
         return np.asarray(sequences[0], dtype)[None]  # nothing to pad, nothing to copy
     padded = np.full((len(sequences), width), fill, dtype)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = sequence
+    for learner, sequence in enumerate(sequences):
+        padded[learner, : len(sequence)] = sequence
     return padded
 
 

@@ -34,9 +34,9 @@ class _Table(BaseModel):
 
 
 class Model(_Table):
-    """The served model: its name, N (problems) and T (window, interactions).
+    """The served model: its name, problems, and window in interactions.
 
-    buckets: widths that the core sees, the smallest that holds a request's histories; none: always the window.
+    buckets: widths that the core sees, the narrowest that holds a request's histories; none: always the window.
     cold_start: whether a learner without history is answered.
     """
 

@@ -86,7 +86,7 @@ class AsyncClient(Protocol):
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-        predictions = self.predictions(histories, list(map(self.columns, answers, requests)))
+        predictions = self.predictions(histories, list(map(self.arrays, answers, requests)))
         return predictions[0] if isinstance(history, History) else predictions
 
     async def status(self) -> Status:

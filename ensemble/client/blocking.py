@@ -122,9 +122,9 @@ class Client(Protocol):
     def _ask(self, request: Request, deadline: float) -> list[np.ndarray | None]:
         memory, retry = self._memory, self.retry(deadline, request)
         if memory is None:
-            return self.columns(self._call("ModelInfer", request.message, retry), request)
+            return self.arrays(self._call("ModelInfer", request.message, retry), request)
         given = (request.message, request.values, request.learners)
-        return self.columns(
+        return self.arrays(
             self._try(functools.partial(memory.infer, self._stub, *given, deadline), retry), request, memory.read
         )
 

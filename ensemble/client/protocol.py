@@ -174,7 +174,7 @@ class Protocol:
                 message.raw_input_contents.extend(value.tobytes() for value in values)
             yield Request(start, learners, message, () if carried else values)
 
-    def columns(
+    def arrays(
         self,
         answer: service_pb2.ModelInferResponse,
         request: Request,
@@ -186,10 +186,10 @@ class Protocol:
         """
         found = {output.name: (number, output) for number, output in enumerate(answer.outputs)}
         asked = {output.name for output in request.message.outputs}
-        columns: list[np.ndarray | None] = []
+        arrays: list[np.ndarray | None] = []
         for tensor in self._outputs:
             if tensor.name not in asked:
-                columns.append(None)
+                arrays.append(None)
                 continue
             number, output = found.get(tensor.name, (0, Answer.InferOutputTensor()))
             shape = [request.learners, *self._dims[tensor.name]]
@@ -201,18 +201,18 @@ class Protocol:
                 )
             if read is None:
                 content = answer.raw_output_contents[number]
-                columns.append(np.frombuffer(content, self._types[tensor.name]).reshape(shape))
+                arrays.append(np.frombuffer(content, self._types[tensor.name]).reshape(shape))
             else:
-                columns.append(read(tensor, request.learners))
-        return columns
+                arrays.append(read(tensor, request.learners))
+        return arrays
 
     def predictions(self, histories: Sequence[History], answers: Sequence[list[np.ndarray | None]]) -> list[Prediction]:
-        """Every learner's share of the answers' columns, in the histories' order."""
-        rows: list[tuple[Any, ...]] = []
-        for columns in answers:
-            learners = next(len(column) for column in columns if column is not None)
-            rows += zip(*(column if column is not None else [None] * learners for column in columns), strict=True)
-        return [_prediction(h.learner, *row) for h, row in zip(histories, rows, strict=True)]
+        """Every learner's share of the answers' arrays, in the histories' order."""
+        shares: list[tuple[Any, ...]] = []
+        for arrays in answers:
+            learners = next(len(array) for array in arrays if array is not None)
+            shares += zip(*(array if array is not None else [None] * learners for array in arrays), strict=True)
+        return [_prediction(h.learner, *share) for h, share in zip(histories, shares, strict=True)]
 
     def questions(self, answers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """What `status` asks in turn: gRPC's method and its message; each answer is put into `answers` by its method."""
@@ -250,12 +250,12 @@ def _endpoint(url: object) -> str:
 def _limits(spec: Spec) -> list[tuple[str, int]]:
     """gRPC's limits on a message, in bytes: the largest request and the largest answer that the spec allows."""
     tensors, learners = spec.tensors, spec.batching.max_batch_size
-    columns = [(tensor, spec.batching.longest_history) for tensor in (tensors.problem_ids, tensors.responses)]
+    given = [(tensor, spec.batching.longest_history) for tensor in (tensors.problem_ids, tensors.responses)]
     answers = (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities)
-    columns_back = [(tensor, spec.dims(tensor)[0]) for tensor in answers]
+    taken = [(tensor, spec.dims(tensor)[0]) for tensor in answers]
     sent, received = (
         learners * sum(length * np.dtype(triton_to_np_dtype(tensor.dtype)).itemsize for tensor, length in lengths)
-        for lengths in (columns, columns_back)
+        for lengths in (given, taken)
     )
     return [
         ("grpc.max_send_message_length", min(sent + ENVELOPE, LARGEST_MESSAGE)),
