@@ -14,10 +14,10 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from ensemble.client.retry import LONGEST_BACKOFF_S, failure
 
 from build.server import free_ports
 from ensemble.client import AsyncClient, Client
+from ensemble.client.retry import LONGEST_BACKOFF_S, failure
 from ensemble.errors import (
     ClosedClientError,
     DeadlineExceededError,
