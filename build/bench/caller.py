@@ -14,7 +14,8 @@ import tritonclient.http as httpclient
 from tritonclient.utils import triton_to_np_dtype
 
 from build.bench.variant import NAIVE
-from build.core.parity import open_core, probabilities
+from build.core.parity import probabilities
+from build.core.reduce.file import open_session
 from build.repository import config
 from ensemble.client import Client
 from ensemble.contract import knowledge_tracing, random_request
@@ -121,7 +122,7 @@ class CoreClient:
 
 def answers_of(core: Path, spec: Spec, histories: Sequence[History]) -> list[np.ndarray]:
     """What every rung and every peer has to answer: the core's probabilities in this process, FP32 [problems] each."""
-    session = open_core(core)
+    session = open_session(core)
     tensors = spec.tensors
     *values, lengths = windows(histories, [spec.model.window])
     named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)

@@ -11,10 +11,10 @@ from typing import get_args
 import numpy as np
 
 from build.core.export import adopt, export
-from build.core.parity import open_core, probabilities
+from build.core.parity import probabilities
 from build.core.precision import lower
 from build.core.recipe import cut
-from build.core.reduce.file import save
+from build.core.reduce.file import open_session, save
 from build.model import checkpoint as checkpoints
 from build.model.training import auc
 from ensemble.learners.history import History, windows
@@ -69,7 +69,7 @@ def cost(
 
 def _predict(core: Path, spec: Spec, histories: Sequence[History], chosen: Sequence[tuple[int, int]]) -> np.ndarray:
     """Probabilities FP64 [n] of the responses `chosen`."""
-    session = open_core(core)
+    session = open_session(core)
     tensors = (spec.tensors.recent_problem_ids, spec.tensors.recent_responses, spec.tensors.lengths)
     found = []
     for start in range(0, len(chosen), BATCH):

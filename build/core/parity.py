@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from build.core.battery import times
+from build.core.reduce.file import open_session
 from build.model.network import Network
 from ensemble.contract import knowledge_tracing, narrowest, random_request
 from ensemble.errors import LastrowError
@@ -82,8 +83,8 @@ def check(
         ParityError: one is above parity.max_abs_difference; for a core in lower precision, its own.
     """
     reduced = spec.reduce.where == "core"
-    onnx_full = ort.InferenceSession(str(full), providers=["CPUExecutionProvider"])
-    onnx_core = open_core(core) if reduced else None
+    onnx_full = open_session(full)
+    onnx_core = open_session(core) if reduced else None
     differences = []
     todo = batches(spec)
     for done, lengths in enumerate(todo):
@@ -112,15 +113,6 @@ def tolerance(spec: Spec) -> tuple[str, float]:
     if spec.steps.core.device == "gpu" and own < GPU_DIFFERENCE:
         return "a GPU adds up in another order", GPU_DIFFERENCE
     return key, own
-
-
-def open_core(path: Path) -> ort.InferenceSession:
-    """A core on the CPU, of whatever precision.
-
-    ONNX Runtime 1.31's blocking of convolutions, of which there are none, crashes on a float16 product behind a Transpose.
-    """
-    providers = ["CPUExecutionProvider"]
-    return ort.InferenceSession(str(path), providers=providers, disabled_optimizers=["NchwcTransformer"])
 
 
 def probabilities(logits: Array) -> Array:

@@ -13,10 +13,10 @@ from build.bench import variant
 from build.core import parity
 from build.core.accuracy import cost
 from build.core.export import export
-from build.core.parity import open_core, probabilities, windows
+from build.core.parity import probabilities, windows
 from build.core.precision import FLOAT32, HALF, PrecisionError, halve, lower, quantise
 from build.core.recipe import cut
-from build.core.reduce.file import save
+from build.core.reduce.file import open_session, save
 from build.model import checkpoint
 from build.model.network import create
 from build.model.simulation import simulate
@@ -78,7 +78,7 @@ def test_the_answers_are_those_of_pytorch_in_float64(spec, network, size, whole,
         ("half", FLOAT16_TOLERANCE),
         *([("eighth", SMALL_INT8_TOLERANCE if size == "small" else INT8_TOLERANCE)] if whole else []),
     ):
-        (logits,) = open_core(tmp_path / f"{name}.onnx").run(["logits"], feeds)
+        (logits,) = open_session(tmp_path / f"{name}.onnx").run(["logits"], feeds)
         assert (logits.dtype, logits.shape) == (np.float32, (5, wanted.model.problems))
         assert np.abs(probabilities(logits) - exact).max() < tolerance
     sizes = {path.stem: path.stat().st_size for path in tmp_path.iterdir()}
@@ -198,8 +198,8 @@ def test_an_int8_core_remembers_nothing(spec, tmp_path):
         dict(zip(names, windows(rng.integers(0, 33, n), wanted, seed), strict=True))
         for seed, n in enumerate((5, 1, 8, 3))
     ]
-    fresh = [open_core(tmp_path / "eighth.onnx").run(None, batch)[0] for batch in batches]
-    session = open_core(tmp_path / "eighth.onnx")
+    fresh = [open_session(tmp_path / "eighth.onnx").run(None, batch)[0] for batch in batches]
+    session = open_session(tmp_path / "eighth.onnx")
     for _ in range(3):
         for batch, answer in zip(batches, fresh, strict=True):
             np.testing.assert_array_equal(session.run(None, batch)[0], answer)
