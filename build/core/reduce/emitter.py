@@ -84,7 +84,7 @@ class Emitter:
         return self._cache[key]
 
     def size(self, dim: Dim) -> ir.Value:
-        """INT64 [1]: an axis' size at run time, computed from the inputs' shapes; `rules.check_known` has been there."""
+        """INT64 [1]: an axis' size at run time, from the inputs' shapes; the rules' `check_known` has been there."""
         key = ("size", dim)
         if key in self._cache:
             return self._cache[key]
