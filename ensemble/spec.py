@@ -22,8 +22,11 @@ Count = Annotated[int, Field(ge=1)]
 INTEGERS = ("INT32", "INT64")
 INTEGER_ROLES = ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
 COUNTS = ("lengths", "next_problem_ids")
-# A tensor or model name ends up in file names, URLs and protobuf text: keep it to what is safe in all three.
 Precision = Literal["float32", "float16", "int8"]
+# The composing models, by their names in the repository.
+PREPROCESS, CORE, POSTPROCESS, PROPOSE = "preprocess", "core", "postprocess", "propose"
+PYTHON_STEPS = (PREPROCESS, POSTPROCESS, PROPOSE)
+# A tensor or model name ends up in file names, URLs and protobuf text: keep it to what is safe in all three.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -196,7 +199,7 @@ class CoreStep(Step):
 
 
 class Steps(_Table):
-    """The composing models, by their names in the repository."""
+    """The settings of each composing model."""
 
     preprocess: Step = Step()
     core: CoreStep = CoreStep()

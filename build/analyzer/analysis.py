@@ -20,9 +20,8 @@ from build.analyzer.sweep import Sweep, SweepError
 from build.bench import contest, origin, publication
 from build.bench.contest import Contender
 from build.progress import answers, bar, console
-from build.repository import config
 from build.repository.workspace import Workspace, named
-from ensemble.spec import Spec
+from ensemble.spec import CORE, Spec
 
 BEST_ROUNDS, BEST_TURN_S = 3, 0.6
 BUDGET = 2.0  # times the present p99 with one caller
@@ -152,7 +151,7 @@ def _best(workspace: Workspace, points: Sequence[Point], folder: Path) -> list[d
     else:
         specs, titles, marks = [*specs, spec], [*titles, "the present one"], [*marks, ""]
     slow = spec.model_dump()
-    slow["steps"][config.CORE]["queue_delay_us"] = SEED_DELAY_US
+    slow["steps"][CORE]["queue_delay_us"] = SEED_DELAY_US
     specs, titles, marks = [*specs, Spec.model_validate(slow)], [*titles, "with a 100 ms delay"], [*marks, "seed"]
     with bar("measure the best again") as update:
         learners = profile.histories(spec)

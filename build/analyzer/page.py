@@ -17,7 +17,7 @@ from build.analyzer.profile import SEED_DELAY_US
 from build.analyzer.result import Point, Setting
 from build.bench import origin
 from build.bench.ladder import waterfall
-from build.repository import config
+from ensemble.spec import CORE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
     """Draw `found` (as the analysis saves it) into `folder`: report.html and the PNGs. Returns what was written."""
     written = []
     sections: list[Section] = []
-    for part, title in ((config.CORE, "The core alone"), ("ensemble", "The ensemble")):
+    for part, title in ((CORE, "The core alone"), ("ensemble", "The ensemble")):
         if part not in found["sweeps"]:
             continue
         points = [_point(row) for row in found["sweeps"][part]]

@@ -16,7 +16,7 @@ from build.model.simulation import simulate
 from build.progress import console
 from build.repository import config, manifest
 from ensemble.learners.history import History, windows
-from ensemble.spec import Spec
+from ensemble.spec import CORE, POSTPROCESS, PREPROCESS, Spec
 
 CONFIGS = ROOT / "analyzer_configs"
 WORK = Path("build/artifacts/analyzer")  # as the tracked configurations name it, from the root
@@ -53,7 +53,7 @@ class Profile:
     part: Part
     search: Literal["optuna", "quick", "brute"]
     instances: tuple[int, ...] = (1, 2)
-    steps_varied: tuple[str, ...] = (config.PREPROCESS, config.POSTPROCESS)
+    steps_varied: tuple[str, ...] = (PREPROCESS, POSTPROCESS)
     batches: tuple[int, ...] = (8, 32)
     delays: tuple[int, ...] = (0, 100, SEED_DELAY_US)
     preferred: tuple[int, ...] = ()
@@ -173,7 +173,7 @@ def counts(profile: Profile, spec: Spec) -> dict[str, list[int]]:
     """The instance counts that each step is tried with. A step that is not varied keeps the spec's."""
     if profile.fixed:
         return {step: [count] for step, count in profile.fixed}
-    varied = (*profile.steps_varied, config.CORE) if profile.part == "ensemble" else (config.CORE,)
+    varied = (*profile.steps_varied, CORE) if profile.part == "ensemble" else (CORE,)
     return {
         step: list(profile.instances) if step in varied else [getattr(spec.steps, step).instances]
         for step in steps(spec)
@@ -220,9 +220,9 @@ def render(
     values["preferred"] = [[size] for size in profile.preferred]
     return environment.get_template(TEMPLATE).render(
         values,
-        model=spec.model.name if profile.part == "ensemble" else config.CORE,
+        model=spec.model.name if profile.part == "ensemble" else CORE,
         steps=steps(spec),
-        core=config.CORE,
+        core=CORE,
         counts=counts(profile, spec),
         max_batch=max(profile.batches),
         trials=6 * points(profile, spec),

@@ -13,7 +13,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build.analyzer.profile import Part
 from build.analyzer.sweep import Sweep, SweepError
 from build.repository import config
-from ensemble.spec import Spec
+from ensemble.spec import CORE, Spec
 
 # The columns by Model Analyzer's headers; times are in milliseconds.
 CONCURRENCY, VARIANTS = "Concurrency", "Model Config Path"
@@ -41,12 +41,12 @@ class Setting:
     def of(cls, spec: Spec, part: Part = "ensemble") -> Setting:
         """The spec's own."""
         models = config.repository(spec)
-        return cls.read(models if part == "ensemble" else {config.CORE: models[config.CORE]})
+        return cls.read(models if part == "ensemble" else {CORE: models[CORE]})
 
     @classmethod
     def read(cls, models: dict[str, ModelConfig]) -> Setting:
         """From configurations by step; an ensemble among them is passed over."""
-        core = models[config.CORE]
+        core = models[CORE]
         counted = [
             (name, sum(group.count for group in model.instance_group) or 1)
             for name, model in models.items()
@@ -62,7 +62,7 @@ class Setting:
         table = spec.model_dump()
         for name, count in self.instances:
             table["steps"][name]["instances"] = count
-        core = table["steps"][config.CORE]
+        core = table["steps"][CORE]
         core["queue_delay_us"] = self.queue_delay_us
         if core["device"] == "cpu":
             cores = len(os.sched_getaffinity(0))

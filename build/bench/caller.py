@@ -16,12 +16,11 @@ from tritonclient.utils import triton_to_np_dtype
 from build.bench.variant import NAIVE
 from build.core.parity import probabilities
 from build.core.reduce.file import open_session
-from build.repository import config
 from ensemble.client import Client
 from ensemble.contract import knowledge_tracing, random_request
 from ensemble.errors import ServingError
 from ensemble.learners.history import History, pad, windows
-from ensemble.spec import Spec, Tensor
+from ensemble.spec import CORE, Spec, Tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of Triton's HTTP protocol: where JSON ends and tensors begin
 TIMEOUT_S = 120.0  # the naive rungs' queues are long
@@ -113,7 +112,7 @@ class CoreClient:
         named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)
         inputs = _inputs(grpcclient, named, (ids, responses, lengths[:, None]))
         wanted = [grpcclient.InferRequestedOutput(tensors.logits.name)]
-        answer = self._client.infer(config.CORE, inputs, outputs=wanted, client_timeout=TIMEOUT_S)
+        answer = self._client.infer(CORE, inputs, outputs=wanted, client_timeout=TIMEOUT_S)
         return list(answer.as_numpy(tensors.logits.name))
 
     def close(self) -> None:

@@ -17,11 +17,10 @@ from build.bench.caller import EnsembleClient, answers_of
 from build.bench.cell import Cell
 from build.bench.variant import Variant, build
 from build.core.parity import tolerance
-from build.repository import config
 from build.server import Server
 from ensemble.errors import LastrowError
 from ensemble.learners.history import History
-from ensemble.spec import Spec
+from ensemble.spec import CORE, Spec
 
 BUSY = 16  # callers that throughput is measured with
 Progress = Callable[[float | None, str], None]
@@ -86,7 +85,7 @@ def run(
             for caller in callers:
                 stack.callback(caller.close)
             stack.callback(server.wake)  # a client's end waits for its server
-            _check(callers[0], repository / config.CORE / "1" / "model.onnx", spec, learners[:4])
+            _check(callers[0], repository / CORE / "1" / "model.onnx", spec, learners[:4])
             load.run(callers, learners, 1, 0.2)
             server.rest()
             ready.append((server, counters, callers))
@@ -119,9 +118,9 @@ def setting(spec: Spec) -> str:
 
 def _lend(lender: Path, folder: Path) -> None:
     """Give a repository another one's core, which is kept if it is the same: an export takes longer than a copy."""
-    target = folder / config.CORE / "1"
+    target = folder / CORE / "1"
     if not target.exists():
-        shutil.copytree(lender / config.CORE / "1", target)
+        shutil.copytree(lender / CORE / "1", target)
 
 
 def _check(caller: EnsembleClient, core: Path, spec: Spec, learners: Sequence[History]) -> None:

@@ -11,7 +11,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build.repository import assembly as repository
 from build.repository import config
-from ensemble.spec import Spec
+from ensemble.spec import CORE, Spec
 
 NAIVE = "naive"  # the one model of a naive deployment's repository
 
@@ -43,13 +43,13 @@ def build(variant: Variant, checkpoint: Path, folder: Path) -> Path:
     # The core that answers every row, by itself: that of the ladder's third rung, which is built once for all of them.
     whole = repository.build(variant.spec, checkpoint, folder.with_name("row")).folder
     message = ModelConfig()
-    message.CopyFrom(config.repository(variant.spec)[config.CORE])
+    message.CopyFrom(config.repository(variant.spec)[CORE])
     message.name = NAIVE
     message.dynamic_batching.max_queue_delay_microseconds = variant.naive_delay_us
     target = folder / NAIVE
     shutil.rmtree(folder, ignore_errors=True)
     (target / "1").mkdir(parents=True)
-    for file in (whole / config.CORE).glob("1/*"):
+    for file in (whole / CORE).glob("1/*"):
         (target / "1" / file.name).hardlink_to(file)
     (target / "config.pbtxt").write_text(text_format.MessageToString(message), encoding="utf-8")
     return folder

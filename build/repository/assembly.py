@@ -11,7 +11,7 @@ from build.model.checkpoint import outside
 from build.repository import config, fingerprint, manifest
 from ensemble import contract
 from ensemble.errors import LastrowError
-from ensemble.spec import Spec
+from ensemble.spec import CORE, PYTHON_STEPS, Spec
 
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 # In a core's metadata: what it was made from, and how far it was from PyTorch then.
@@ -43,7 +43,7 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
     """
     wanted = fingerprint.of(spec, checkpoint)
     files = derived(spec)
-    core = out / config.CORE / "1" / "model.onnx"
+    core = out / CORE / "1" / "model.onnx"
     found, weights = metadata(core), outside(core)
     try:
         written = manifest.read(out)
@@ -88,7 +88,7 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, path: Path) -> float:
 def derived(spec: Spec) -> dict[str, bytes]:
     """Every file of the repository but the core's ONNX model, by relative path."""
     files = config.files(spec)
-    for step in config.PYTHON_STEPS:
+    for step in PYTHON_STEPS:
         files[f"{step}/1/model.py"] = (STEPS / step / "1" / "model.py").read_bytes()
         files[f"{step}/1/contract.py"] = Path(contract.__file__).read_bytes()
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.

@@ -12,10 +12,8 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType as TritonDataType
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 
-from ensemble.spec import Spec, Step, Tensor
+from ensemble.spec import CORE, POSTPROCESS, PREPROCESS, PROPOSE, Spec, Step, Tensor
 
-PREPROCESS, CORE, POSTPROCESS, PROPOSE = "preprocess", "core", "postprocess", "propose"
-PYTHON_STEPS = (PREPROCESS, POSTPROCESS, PROPOSE)
 # The first line of every configuration: it keeps people from editing what the next build writes again.
 GENERATED = "# Generated from the spec by `make repo`: change the spec, not this file.\n"
 LENGTH_FILE = "length_"  # files in a step's warmup/ folder: a number behind it, and that number inside

@@ -26,9 +26,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
 from build.server.ports import listening, reached, url
 from build.server.signals import StopRequest
+from ensemble.spec import PREPROCESS
 
-# The environment variable that tells the first step which file to look for, and that step: once it is there, it refuses.
-DRAIN, FIRST = "LASTROW_DRAIN", "preprocess"
+# The environment variable that tells the first step which file to look for: once it is there, that step refuses.
+DRAIN = "LASTROW_DRAIN"
 PENDING = "nv_inference_pending_request_count"
 LOOK_EVERY_S = 0.25
 START_S = 180.0
@@ -195,7 +196,7 @@ class _Running:
         """What the queues behind the first step hold. Triton has it among its metrics alone, not in its statistics."""
         families = text_string_to_metric_families(self._get(self._ports.metrics, "/metrics") or "")
         samples = [sample for family in families for sample in family.samples if family.name == PENDING]
-        return sum(sample.value for sample in samples if sample.labels["model"] != FIRST)
+        return sum(sample.value for sample in samples if sample.labels["model"] != PREPROCESS)
 
     def _get(self, port: int, path: str) -> str | None:
         """A page of the server's; None while there is none."""

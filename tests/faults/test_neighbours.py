@@ -23,7 +23,7 @@ from build.server import Server
 from ensemble.client import AsyncClient, Client, Prediction
 from ensemble.errors import ServingError
 from ensemble.learners.history import History
-from ensemble.spec import Spec
+from ensemble.spec import PYTHON_STEPS, Spec
 from tests.conftest import Served, learner, resized, untrained
 from tests.faults import conftest
 
@@ -126,7 +126,7 @@ def named(models: dict[str, Model]) -> Iterator[Request]:
     """Requests of which it is known what they have to be told."""
     for name, model in models.items():
         # Not to the core: Triton itself fails the batch for it, before any backend is asked.
-        if name in config.PYTHON_STEPS:
+        if name in PYTHON_STEPS:
             for columns in (0, 3, WIDTHS[0], 50):
                 yield no_learners(model, columns)
         for tensor, value in model.values.items():
@@ -278,14 +278,14 @@ def test_rubbish_is_its_own_trouble(small: Served):
 def test_a_fault_of_the_step_itself_is_one_requests(small: Served, tmp_path: Path):
     """A step whose arithmetic fails for one request, in a way that nobody thought of."""
     folder = shutil.copytree(small.repository, tmp_path / "models")
-    for step in config.PYTHON_STEPS:
+    for step in PYTHON_STEPS:
         line = "    def _answer(self, request):\n"
         fault = f'        if request.request_id() == "{step}":\n            raise KeyError("nobody thought of it")\n'
         conftest.replace(folder / step / "1" / "model.py", line, line + fault)
     models = {name: Model(each) for name, each in config.repository(small.spec).items()}
     ensemble = models[small.spec.model.name]
     rubbish = []
-    for step, answer in zip(config.PYTHON_STEPS, ("probabilities", "probabilities", "next_problem_ids"), strict=True):
+    for step, answer in zip(PYTHON_STEPS, ("probabilities", "probabilities", "next_problem_ids"), strict=True):
         said = f"{step} failed at this request: KeyError: 'nobody thought of it'"
         rubbish.append(replace(models[step].request("a fault", said), request_id=step))
         # One answer alone: Triton 2.51 itself does not survive an ensemble of which one of two last steps fails.

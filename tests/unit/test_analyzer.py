@@ -23,7 +23,7 @@ from build.bench.contest import Contender
 from build.repository import config, manifest
 from build.repository.workspace import Workspace
 from ensemble.errors import LastrowError
-from ensemble.spec import Spec
+from ensemble.spec import CORE, Spec
 from tests.conftest import small_document
 
 SETTING = Setting((("preprocess", 1), ("core", 1), ("postprocess", 1), ("propose", 1)), 0, 32)
@@ -102,8 +102,8 @@ def test_delays_are_swept_on_the_core_alone(spec: Spec):
         for step, values in entry.items()
         if "dynamic_batching" in values["model_config_parameters"]
     }
-    assert list(delayed) == [config.CORE]
-    assert {100, 100_000} <= set(delayed[config.CORE])
+    assert list(delayed) == [CORE]
+    assert {100, 100_000} <= set(delayed[CORE])
 
 
 def test_the_short_form_has_six_configurations_of_the_ensemble_and_ten_of_the_core(spec: Spec):
@@ -132,7 +132,7 @@ def test_perf_analyzer_gets_valid_learners(small_spec: Spec, part: profile.Part,
     learners = profile.histories(spec)
     requests = json.loads(profile.request(spec, part, learners))["data"]
     assert len(requests) == profile.LEARNERS == len(learners)
-    asked = config.repository(spec)[spec.model.name if part == "ensemble" else config.CORE]
+    asked = config.repository(spec)[spec.model.name if part == "ensemble" else CORE]
     for request in requests:
         assert list(request) == [tensor.name for tensor in asked.input]
         for tensor in asked.input:

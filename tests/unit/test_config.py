@@ -8,7 +8,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from build import ROOT
 from build.repository import assembly as repository
 from build.repository import config, manifest
-from ensemble.spec import Spec
+from ensemble.spec import PYTHON_STEPS, Spec
 
 
 def test_tracked_repository_is_what_the_spec_says(spec):
@@ -53,7 +53,7 @@ def test_the_queue_delay_is_the_cores_alone(spec):
     assert configs["core"].dynamic_batching.max_queue_delay_microseconds == 700
     assert configs["core"].instance_group[0].count == 2
     assert configs["core"].instance_group[0].kind == ModelInstanceGroup.KIND_GPU
-    for step in config.PYTHON_STEPS:
+    for step in PYTHON_STEPS:
         assert configs[step].dynamic_batching.max_queue_delay_microseconds == 0
 
 
@@ -61,12 +61,12 @@ def test_the_queue_delay_is_the_cores_alone(spec):
 def test_no_learners_are_no_number_of_columns(spec, where):
     # The first axis that Triton's Python backend sees is what it takes for learners, batch axis or not.
     spec = spec.model_copy(update={"reduce": spec.reduce.model_copy(update={"where": where})})
-    for name in config.PYTHON_STEPS:
+    for name in PYTHON_STEPS:
         for tensor in config.repository(spec)[name].input:
             assert list(tensor.reshape.shape) == [1, *tensor.dims], (name, tensor.name)
 
 
-@pytest.mark.parametrize("step", config.PYTHON_STEPS)
+@pytest.mark.parametrize("step", PYTHON_STEPS)
 def test_steps_import_what_a_stock_container_has(step):
     tree = ast.parse((ROOT / "models" / step / "1" / "model.py").read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -104,7 +104,7 @@ def accelerators(spec):
 def test_a_gpu_is_the_cores_alone(spec):
     configs = config.repository(on_a_gpu(spec))
     assert configs["core"].instance_group[0].kind == ModelInstanceGroup.KIND_GPU
-    for step in config.PYTHON_STEPS:
+    for step in PYTHON_STEPS:
         assert configs[step].instance_group[0].kind == ModelInstanceGroup.KIND_CPU
     assert accelerators(on_a_gpu(spec)) == [("cuda", {"use_tf32": "0"})]
     assert accelerators(spec) == []

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from build import server
-from build.repository import config
 from build.server import ServerError, check_repository, supervisor
 from build.server.supervisor import Ports
 
@@ -23,10 +22,6 @@ def test_pauses_between_starts_double_and_end():
 def test_http_and_metrics_stay_where_they_are_when_grpc_listens_wider():
     arguments = Ports(1, 2, 3, address="0.0.0.0").arguments()  # noqa: S104 what is tested
     assert {"--grpc-address=0.0.0.0", "--http-address=127.0.0.1", "--metrics-address=127.0.0.1"} <= set(arguments)
-
-
-def test_the_step_that_refuses_is_the_first():
-    assert supervisor.FIRST == config.PREPROCESS
 
 
 def test_what_the_server_counts_is_summed_over_its_models():

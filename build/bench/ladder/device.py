@@ -18,10 +18,10 @@ from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, setti
 from build.server.backends.onnxruntime.lastrow_onnxruntime.errors import ConfigError
 from ensemble.contract import narrowest
 from ensemble.errors import LastrowError
-from ensemble.spec import Spec
+from ensemble.spec import CORE, Spec
 
 PREFIX = "gpu-"  # of the kinds below, as rungs name them
-CORE = "onnxruntime"
+ENGINE = "onnxruntime"
 Array = np.ndarray
 
 
@@ -60,7 +60,7 @@ def ask(kind: str, spec: Spec, checkpoint: Path, core: Path) -> Asked:
         raise DeviceError("no GPU on this machine")
     stream = torch.cuda.Stream()
     words = kind.removeprefix(PREFIX).split("-")
-    return Asked(_core(spec, core, stream) if CORE in words else _torch(words, spec, checkpoint, stream), stream)
+    return Asked(_core(spec, core, stream) if ENGINE in words else _torch(words, spec, checkpoint, stream), stream)
 
 
 def _torch(
@@ -151,4 +151,4 @@ def _core(spec: Spec, core: Path, stream: torch.cuda.Stream) -> Callable[[list[A
 
 def as_triton_says(spec: Spec) -> dict[str, Any]:
     """The core's configuration in the form in which Triton hands it to a Python-based backend."""
-    return MessageToDict(config.repository(spec)[config.CORE], preserving_proto_field_name=True)
+    return MessageToDict(config.repository(spec)[CORE], preserving_proto_field_name=True)

@@ -27,7 +27,7 @@ from build.repository.workspace import Workspace
 from build.server import Server, find
 from ensemble.errors import LastrowError
 from ensemble.learners.history import History
-from ensemble.spec import Spec
+from ensemble.spec import CORE, POSTPROCESS, PREPROCESS, Spec
 
 MIX = "mix"
 MIXED = 64  # learners that are drawn for the mix of lengths
@@ -126,7 +126,7 @@ class Climb:
                     spec_file = self.folder / f"{rung.variant}.toml"
                     table = made[rung.variant].spec.model_dump(mode="json", exclude_none=True)
                     spec_file.write_text(tomlkit.dumps(table), encoding="utf-8")
-                model = repository / config.CORE / "1" / "model.onnx"
+                model = repository / CORE / "1" / "model.onnx"
                 try:
                     local = Local(rung.local, spec_file, self.workspace.checkpoint, model)
                 except LocalError as e:
@@ -138,7 +138,7 @@ class Climb:
             for server in self._servers.values():
                 stack.callback(server.wake)  # a client's end waits for its server
             progress(None, "compare answers")
-            self._compare(core / config.CORE / "1" / "model.onnx")
+            self._compare(core / CORE / "1" / "model.onnx")
             for server in self._servers.values():
                 server.rest()
             yield
@@ -271,7 +271,7 @@ class Climb:
         callers = self._connected(rung, concurrency)
         if first:
             load.run(callers, learners, size, 0.0, warm_up=2)
-        asked = {"naive": NAIVE, "core": config.CORE, "ensemble": self.workspace.spec.model.name}[rung.part]
+        asked = {"naive": NAIVE, "core": CORE, "ensemble": self.workspace.spec.model.name}[rung.part]
         connection = self._statistics[rung.variant]
         cell.measure(server, connection, callers, learners, self.settings.turn_s, asked, size)
 
@@ -309,14 +309,14 @@ def hops(spec: Spec, rung: Rung) -> dict[str, int]:
             for t in tensors
         )
 
-    core = configs[config.CORE]
+    core = configs[CORE]
     if rung.part != "ensemble":
         return {"request": size(core.input), "reply": size(core.output)}
     return {
-        "request": size(configs[config.PREPROCESS].input),
+        "request": size(configs[PREPROCESS].input),
         "preprocess to core": size(core.input),
         "core to postprocess": size(core.output),
-        "reply": size(configs[config.POSTPROCESS].output),
+        "reply": size(configs[POSTPROCESS].output),
     }
 
 
