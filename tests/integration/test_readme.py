@@ -1,4 +1,8 @@
-"""Every command and every program in the README runs."""
+"""Every command and every program in a README runs, the front page's and every room's.
+
+What stands in a block of `bash` or `python` runs here. A block of `console` is for a person, whose files or hours it takes:
+of its `make` lines, and of those within sentences, the Makefile has to know target and variables.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,22 @@ from build.repository.workspace import open_workspace
 from tests.conftest import Served, small_document, untrained
 from tests.integration.test_server import ports, wait_until_ready
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-LINES = [line for language, text in BLOCKS if language == "bash" for line in text.splitlines()]
-PROGRAMS = [text for language, text in BLOCKS if language == "python"]
+LISTED = subprocess.run(["git", "ls-files", "*README.md"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607
+READMES = {name: (ROOT / name).read_text(encoding="utf-8") for name in LISTED.stdout.split()}
+BLOCKS = [
+    (name, language, block)
+    for name, text in READMES.items()
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+]
+LINES = [line for _, language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+PROGRAMS = [pytest.param(block, id=name) for name, language, block in BLOCKS if language == "python"]
+MADE = {
+    " ".join(line.split())
+    for text in READMES.values()
+    for lines in re.findall(r"`(make [^`]+)`|^(make [^#\n&]+)", text, re.MULTILINE)
+    for line in lines
+    if line
+}
 TRAINED = str(open_workspace().checkpoint.relative_to(ROOT))  # by `make demo`, which a clean clone has not run
 
 
@@ -68,8 +84,27 @@ def test_the_checkpoint_that_is_named_is_the_demonstrations():
     assert any(f" CHECKPOINT={TRAINED} " in line for line in LINES)
 
 
-def test_make_repo_and_tritonserver(served: Served, small: dict[str, Path]):
-    (line,) = [line for line in LINES if "tritonserver" in line]
+def test_there_are_rooms_with_something_to_say():
+    assert "README.md" in READMES
+    assert len(READMES) > 1
+    assert LINES
+
+
+@pytest.mark.parametrize("line", sorted(MADE))
+def test_the_makefile_has_what_is_named(line: str):
+    done = subprocess.run(
+        [*shlex.split(line), "--dry-run"],
+        env={name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "tritonserver" in line])
+def test_make_repo_and_tritonserver(served: Served, small: dict[str, Path], line: str):
     spec, checkpoint, out = small.values()
     assert line.count("=models") == 1
     line = line.replace("&& ", "&& exec ").replace("=models", f"={out}")
@@ -90,9 +125,8 @@ def test_make_repo_and_tritonserver(served: Served, small: dict[str, Path]):
         process.wait()
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_program(served: Served, program: str):
-    assert "127.0.0.1:8001" in program
     done = subprocess.run(
         [sys.executable, "-c", program.replace("127.0.0.1:8001", served.server.grpc_url)],
         cwd=ROOT,
@@ -115,7 +149,8 @@ def test_every_target_is_in_the_help():
 def test_the_table_of_costs_is_what_the_pass_counts(network: str):
     spec = open_workspace(network=network).spec
     reduction = reduce(export(untrained(spec), spec).model, window=spec.model.window)
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{network}`") and "MB" in line]
+    lines = [line for text in READMES.values() for line in text.splitlines()]
+    (row,) = [line for line in lines if line.startswith(f"| `{network}`") and "MB" in line]
     costs = reduction.before, reduction.after
     operations = " to ".join(f"{cost.operations / 1e9:.2f} G" for cost in costs)
     assert operations in row
