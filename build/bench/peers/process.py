@@ -117,6 +117,7 @@ def memory(pid: int) -> float:
 
 
 def version(package: str) -> str:
+    """Of a package in the peers' environment."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "not installed"
