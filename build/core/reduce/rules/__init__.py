@@ -7,6 +7,7 @@ default is the same operator on the selected inputs: the time axis stays, with s
 from build.core.reduce.rules.attention import Attention
 from build.core.reduce.rules.axes import AlongAxis, BatchNormalization, Normalization, Reduction, SkipNormalization
 from build.core.reduce.rules.base import Rule
+from build.core.reduce.rules.convolution import Convolution
 from build.core.reduce.rules.elementwise import Dropout, Elementwise
 from build.core.reduce.rules.lookup import Gather
 from build.core.reduce.rules.products import Gemm, MatMul
@@ -21,6 +22,7 @@ __all__ = [
     "Attention",
     "BatchNormalization",
     "Concat",
+    "Convolution",
     "Dropout",
     "Elementwise",
     "Expand",

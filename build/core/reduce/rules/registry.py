@@ -8,6 +8,7 @@ from build.core.reduce.layout import Kind, Stop
 from build.core.reduce.rules.attention import Attention
 from build.core.reduce.rules.axes import AlongAxis, BatchNormalization, Normalization, Reduction, SkipNormalization
 from build.core.reduce.rules.base import Rule
+from build.core.reduce.rules.convolution import Convolution
 from build.core.reduce.rules.elementwise import Dropout, Elementwise
 from build.core.reduce.rules.lookup import Gather
 from build.core.reduce.rules.products import Gemm, MatMul
@@ -19,7 +20,7 @@ RULES: dict[str, Rule] = {
     for rule in (
         *(Elementwise(), Dropout(), MatMul(), Gemm(), AlongAxis(), Normalization(), SkipNormalization(), Reduction()),
         *(BatchNormalization(), Transpose(), Reshape(), Expand(), Concat(), Split(), Slice(), Gather(), Attention()),
-        Recurrent(),
+        *(Recurrent(), Convolution()),
     )
     for name in rule.op_types
 }
@@ -34,7 +35,7 @@ def rule_for(node: ir.Node, kind: Kind) -> Rule:
     Traceback (most recent call last):
         ...
     build.core.reduce.layout.Stop: the mean does not commute with it
-    >>> rule_for(ir.node("Conv", []), "row")
+    >>> rule_for(ir.node("TopK", []), "row")
     Traceback (most recent call last):
         ...
     build.core.reduce.layout.Stop: no rule knows how it treats time

@@ -90,8 +90,8 @@ TABLE = {
     "bidirectional LSTM": Case(Bidirectional, "it reads the sequence from its end too", ahead=True, by=BOTH),
     "GRU on a bidirectional LSTM": Case(StackedBidirectional, AT_ITS_STATE, ahead=True),
     "convolution and LSTM": Case(ConvLSTM, AT_ITS_STATE),
-    "WaveNet": Case(WaveNet, NO_RULE, selects=POOLED),
-    "depthwise convolution": Case(Depthwise, NO_RULE),
+    "WaveNet": Case(WaveNet, "it works along time", selects=POOLED),
+    "depthwise convolution": Case(Depthwise, "it works along time"),
     "causal encoder": Case(partial(Encoder, True), READ_IN_FULL, by=("dynamo",), selects=POOLED),
     "encoder": Case(partial(Encoder, False), READ_IN_FULL, ahead=True, by=("dynamo",)),
     "interleaved tokens": Case(
