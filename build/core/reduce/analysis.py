@@ -59,13 +59,13 @@ class Analysis:
     plan: operators that are computed for the row alone, with the layout of their output and what they need.
     rests: tensors that the row is taken from, in the order of the walk.
     demands: how much of every tensor is needed.
-    mixed: Split operators of which some parts are needed by row and some not.
+    mixed: tensors of which some readers need the row and some more.
     """
 
     plan: dict[ir.Node, tuple[Layout, Needs]] = field(default_factory=dict)
     rests: list[Rest] = field(default_factory=list)
     demands: dict[ir.Value, Demand] = field(default_factory=dict)
-    mixed: list[ir.Node] = field(default_factory=list)
+    mixed: list[ir.Value] = field(default_factory=list)
 
 
 def analyse(
@@ -126,8 +126,9 @@ def analyse(
                 continue
         else:
             reason = f"{_named(wanted.reader)} needs more of it than the row"
-            if node.op_type == "Split" and any(found.demands[value].amount == "row" for value in used):
-                found.mixed.append(node)
+            found.mixed.extend(value for value in used if value in rows)
+            if node.op_type == "Split" and node.inputs[0] is not None and any(value in rows for value in used):
+                found.mixed.append(node.inputs[0])
         for value in used:
             rest(value, reason)
         try:

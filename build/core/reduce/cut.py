@@ -115,7 +115,7 @@ def reduce(
     emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
     _rebuild_shapes(graph, shapes, emitter)
     found = analyse(graph, target, wanted, shapes, kind, length_aware)
-    while any(distribute(node, shapes, emitter) for node in found.mixed):
+    while any(distribute(value, shapes, emitter) for value in found.mixed):
         TopologicalSortPass()(model)
         found = analyse(graph, target, wanted, shapes, kind, length_aware)
     row = _rewrite(found, graph, target, wanted, emitter)

@@ -277,3 +277,4 @@ def _feeds(
 
 
 FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
+NEVER = np.array(-np.inf, np.float32)

@@ -14,9 +14,9 @@ import onnx
 from onnx import helper
 
 from tests.unit.reduce.composition import STATIC, Composition
-from tests.unit.reduce.graphs import BOOL, FLOAT, FLOAT16, INT64
+from tests.unit.reduce.graphs import BOOL, FLOAT, FLOAT16, INT64, NEVER
 from tests.unit.reduce.inputs import BATCH, IDS, PADDING, STEPS
-from tests.unit.reduce.test_differential import BLOCKS, NEVER, POSITIONS, Tensor
+from tests.unit.reduce.test_differential import BLOCKS, POSITIONS, Tensor
 
 Layer = Callable[[Composition, Tensor], Tensor]
 

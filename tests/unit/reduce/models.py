@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tests.unit.reduce.graphs import FLOAT, Graph, causal
+from tests.unit.reduce.graphs import FLOAT, NEVER, Graph, causal
 
 
 def embedded(g: Graph, width: int = 4, name: str = "ids", dtype: type = np.int64) -> str:
@@ -119,6 +119,29 @@ def fused_projection() -> ir.Model:
     scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 2, 1]))
     weights = g.op("Softmax", g.op("Where", seen, scores, np.array(-np.inf, np.float32)), axis=-1)
     return g.model(g.op("MatMul", weights, v))
+
+
+def packed_projection() -> ir.Model:
+    """The same as torch packs it: the three are an axis, which is moved to the front and looked up."""
+    g = Graph()
+    linear = g.op("Add", g.op("MatMul", embedded(g), g.weight(4, 12)), g.weight(12))
+    apart = g.op("Transpose", g.op("Reshape", linear, [0, 0, 3, 4]), perm=[2, 0, 1, 3])
+    q, k, v = (g.op("Gather", apart, np.array(number), axis=0) for number in range(3))
+    scores = g.op("Where", causal(g, "ids"), g.op("MatMul", q, g.op("Transpose", k, perm=[0, 2, 1])), NEVER)
+    return g.model(g.op("MatMul", g.op("Softmax", scores, axis=-1), v))
+
+
+def weighed() -> ir.Model:
+    """Heads in the batch, time first, and both axes joined behind the attention: as torch answers its weights."""
+    g = Graph()
+    shape = g.op("Concat", g.size("ids", 1), g.op("Mul", g.size("ids", 0), [2]), [2], axis=0)
+    x = g.op("Reshape", g.op("Transpose", embedded(g), perm=[1, 0, 2]), shape)
+    q = g.op("Transpose", x, perm=[1, 0, 2])
+    scores = g.op("Where", causal(g, "ids"), g.op("MatMul", q, g.op("Transpose", q, perm=[0, 2, 1])), NEVER)
+    mixed = g.op("Transpose", g.op("MatMul", g.op("Softmax", scores, axis=-1), q), perm=[1, 0, 2])
+    made = g.op("Gemm", g.op("Reshape", mixed, [-1, 4]), g.weight(4, 3))
+    back = g.op("Reshape", made, g.op("Concat", g.size("ids", 1), g.size("ids", 0), [3], axis=0))
+    return g.model(g.op("Transpose", back, perm=[1, 0, 2]))
 
 
 def encoder(counted: bool = False) -> ir.Model:

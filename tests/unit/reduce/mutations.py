@@ -17,6 +17,7 @@ from build.core import reduction
 from build.core.reduce import rules
 from build.core.reduce.emitter import Emitter
 from build.core.reduce.layout import Layout, Needs
+from build.core.reduce.projection import Part
 from build.core.reduce.shapes import Shapes
 
 Fault = Callable[[pytest.MonkeyPatch], None]
@@ -155,18 +156,28 @@ def skip_check(*_: object) -> None:
     """No axis is in the way."""
 
 
-def parts_turned(distribute: Callable[..., bool]) -> Callable[..., bool]:
-    """Parts of a projection change places."""
+def parts_turned(parts: Callable[..., list[Part] | None]) -> Callable[..., list[Part] | None]:
+    """Parts of a projection change places: each takes the columns from the end that it should take from the beginning."""
 
-    def turned(split: ir.Node, shapes: Shapes, emitter: Emitter) -> bool:
-        def last_first(array: np.ndarray, ends: np.ndarray, axis: int = 0, right: Any = np.split) -> list[np.ndarray]:
-            return right(array, ends, axis=axis)[::-1]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(np, "split", last_first)
-            return distribute(split, shapes, emitter)
+    def turned(node: ir.Node, number: int, shapes: Shapes) -> list[Part] | None:
+        found = parts(node, number, shapes)
+        if found is None or node.inputs[0] is None:
+            return found
+        dims = shapes.of(node.inputs[0])
+        return [replace(part, numbers=dims[part.axis][0] - 1 - part.numbers) for part in found]
 
     return turned
+
+
+def columns_off(take: Callable[..., Any]) -> Callable[..., Any]:
+    """Every part's columns begin one off."""
+
+    def taken(value: ir.Value, axis: int, numbers: np.ndarray, *more: Any) -> Any:
+        node = value.producer()
+        biased = node is not None and node.op_type == "Add"
+        return take(value, axis, np.roll(numbers, 1) if biased else numbers, *more)
+
+    return taken
 
 
 def turned_lookup(_: Callable[..., Needs]) -> Callable[..., Needs]:

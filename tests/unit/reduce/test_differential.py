@@ -13,14 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.reduce.graphs import BOOL, FLOAT, SELECTS, Graph, check
+from tests.unit.reduce.graphs import BOOL, FLOAT, NEVER, SELECTS, Graph, check
 
 T = TypeVar("T")
 Tensor = tuple[str, int]  # name and width
 Block = Callable[["Maker", Tensor], Tensor]
 
 POSITIONS = 64  # rows of the tables of positions
-NEVER = np.array(-np.inf, np.float32)
 
 
 class Maker(Graph):
@@ -287,18 +286,41 @@ def _recurrent(m: Maker, x: str, width: int, hidden: int, op: str, attributes: d
     return m.op("Transpose", m.op("Squeeze", every, [1]), perm=[1, 0, 2])
 
 
+PACKED = ("split", "axis", "axis first", "in heads", "in heads, sliced")
+
+
+def packed(m: Maker, linear: str, count: int, size: int) -> list[str]:
+    """Queries, keys and values of one projection, each [batch, heads, time, size], in the ways that libraries pack them."""
+    form = m.choose(*PACKED, label="packed")
+    if form == "split":
+        parts = m.ops("Split", 3, linear, [count * size] * 3, axis=-1)
+        return [m.op("Transpose", m.op("Reshape", t, [0, 0, count, size]), perm=[0, 2, 1, 3]) for t in parts]
+    if form.startswith("axis"):
+        apart = m.op("Reshape", linear, [0, 0, 3, count, size])
+        if form == "axis":
+            axis, apart = 3, m.op("Transpose", apart, perm=[0, 3, 1, 2, 4])
+        else:
+            axis, apart = 0, m.op("Transpose", apart, perm=[2, 0, 3, 1, 4])
+        return [m.op("Gather", apart, np.array(number), axis=axis) for number in (0, -2, 2)]
+    apart = m.op("Transpose", m.op("Reshape", linear, [0, 0, count, 3 * size]), perm=[0, 2, 1, 3])
+    if form == "in heads":
+        return m.ops("Split", 3, apart, [size] * 3, axis=3)
+    ends = [(0, size), (size, -size), (-size, 1000)]
+    return [m.op("Slice", apart, [start], [end], [-1]) for start, end in ends]
+
+
 def attention(m: Maker, x: Tensor) -> Tensor:
     other, width = m.earlier() if m.flag("other keys") else x
     count, size = m.number(1, 2, "heads"), m.number(1, 3, "size")
-    if m.flag("fused projection") and other == x[0]:
+    if m.flag("packed projection") and other == x[0]:
         linear = m.op("MatMul", x[0], m.weight(x[1], 3 * count * size))
         if m.flag("bias"):
             linear = m.op("Add", linear, m.weight(3 * count * size))
-        q, k, v = m.ops("Split", 3, linear, [count * size] * 3, axis=-1)
+        q, k, v = packed(m, linear, count, size)
     else:
         q = m.op("MatMul", x[0], m.weight(x[1], count * size))
         k, v = (m.op("MatMul", other, m.weight(width, count * size)) for _ in range(2))
-    q, k, v = (m.op("Transpose", m.op("Reshape", t, [0, 0, count, size]), perm=[0, 2, 1, 3]) for t in (q, k, v))
+        q, k, v = (m.op("Transpose", m.op("Reshape", t, [0, 0, count, size]), perm=[0, 2, 1, 3]) for t in (q, k, v))
     scores = m.op("MatMul", q, m.op("Transpose", k, perm=[0, 1, 3, 2]))
     mask = m.choose("none", "where", "add", "keys", "relative", label="mask")
     if mask == "where":

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from build.core.reduce import Declared, ReductionError, cut, rules, trim
+from build.core.reduce import Declared, ReductionError, projection, rules, trim
 from build.core.reduce.emitter import Emitter
 from build.core.reduce.shapes import Shapes
 from build.core.reduction import reduce_file
@@ -27,6 +27,7 @@ from tests.unit.reduce.models import (
     lstm,
     masked,
     own_lengths,
+    packed_projection,
     positions,
     previous,
     rising,
@@ -36,12 +37,14 @@ from tests.unit.reduce.models import (
     sums,
     time_first_rows,
     vocabulary,
+    weighed,
 )
 from tests.unit.reduce.mutations import (
     Fault,
     always,
     before_input,
     behind_answer,
+    columns_off,
     cut_by_longest,
     edited,
     first_run_alone,
@@ -115,7 +118,16 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
     "a mask that lets all through": (attention, edited(lambda p: replaced(p, "LessOrEqual", "Or")), "last"),
     "parts of a fused projection in another order": (
         fused_projection,
-        swapped(cut, "distribute", parts_turned),
+        swapped(projection, "_parts", parts_turned),
+        "last",
+    ),
+    "another part of a projection whose parts are an axis": (
+        *(packed_projection, swapped(projection, "_parts", parts_turned)),
+        "last",
+    ),
+    "columns of a projection one off": (packed_projection, swapped(projection, "_taken", columns_off), "last"),
+    "batch before time where an axis is both and heads": (
+        *(weighed, shift_rule(rules.Reshape, moved_rows(time_first=lambda one: not one.time_first))),
         "last",
     ),
     "a mask among the inputs ignored": (masked, edited(lambda p: always(p, "mask")), "last"),

@@ -13,7 +13,7 @@ from build.core.reduce.rules.lookup import Gather
 from build.core.reduce.rules.products import Gemm, MatMul
 from build.core.reduce.rules.recurrent import RECURRENT, Recurrent
 from build.core.reduce.rules.registry import RULES, rule_for
-from build.core.reduce.rules.shape import Concat, Expand, Reshape, Slice, Split, Transpose
+from build.core.reduce.rules.shape import Concat, Expand, Regrouping, Reshape, Slice, Split, Transpose
 
 __all__ = [
     "RECURRENT",
@@ -32,6 +32,7 @@ __all__ = [
     "Normalization",
     "Recurrent",
     "Reduction",
+    "Regrouping",
     "Reshape",
     "Rule",
     "SkipNormalization",

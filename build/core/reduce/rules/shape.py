@@ -52,35 +52,54 @@ class Reshape(Rule):
         value = node.inputs[0]
         assert value is not None
         inner, outer = shapes.of(value), shapes.of(node.outputs[0])
-        found = self._inside(layout, Regrouping(inner, outer), shapes, inner, outer)
+        found = self._inside(layout, shapes, inner, outer)
         if kind in ("mean", "max") and (found.merged or layout.merged):
             raise Stop(f"it merges batch and time, and the {kind} is a history's")
         check_known(row_shape(outer, layout, shapes), shapes)
         return Needs({0: found})
 
-    def _inside(
-        self, layout: Layout, groups: Regrouping, shapes: Shapes, inner: tuple[Dim, ...], outer: tuple[Dim, ...]
-    ) -> Layout:
-        before, after = groups.of_output(layout.time)
+    def _inside(self, layout: Layout, shapes: Shapes, inner: tuple[Dim, ...], outer: tuple[Dim, ...]) -> Layout:
+        groups, time = Regrouping(inner, outer), layout.time
+        before, after = groups.of_output(time)
+        if layout.merged and len(after) == len(before) == 1:
+            return layout.moved(before[0], before[0])
         if layout.merged:
-            if len(after) == 1 and len(before) == 1:
-                return layout.moved(before[0], before[0])
-            if len(after) == 1 and len(before) == 2:
-                first, second = before
-                ordered = (layout.rows, shapes.batch) if layout.time_first else (shapes.batch, layout.rows)
-                if (inner[first], inner[second]) == ordered:
-                    apart = layout.moved(*((first, second) if layout.time_first else (second, first)))
-                    return replace(apart, time_first=False, rows=())
-        elif sorted(after) == sorted((layout.time, layout.batch)) and len(before) == 1 and layout.inner == 1:
-            if outer[layout.batch] == shapes.batch:
-                merged = layout.moved(before[0], before[0])
-                return replace(merged, time_first=layout.time < layout.batch, rows=outer[layout.time])
-        elif after == [layout.time] and len(before) == 1:
+            # As if in two steps, the first of which takes the shared axis apart.
+            pair = (layout.rows, shapes.batch) if layout.time_first else (shapes.batch, layout.rows)
+            axes = (time, time + 1) if layout.time_first else (time + 1, time)
+            apart = replace(layout.moved(*axes), time_first=False, rows=())
+            return self._inside(apart, shapes, inner, (*outer[:time], *pair, *outer[time + 1 :]))
+        if after == [time] and len(before) == 1:
             if one(shapes.batch) and one(outer[layout.batch]):
                 return self._batch_of_one(layout, before[0], inner)
             batch, inside = self._batch(layout, groups, shapes, inner, outer)
             return replace(layout.moved(before[0], batch), inner=inside)
+        for axis, dim in enumerate(inner):
+            for first, pair in ((True, (outer[time], shapes.batch)), (False, (shapes.batch, outer[time]))):
+                if dim == times(*pair) and self._joined(layout, axis, first, shapes, inner, outer, pair):
+                    return replace(layout.moved(axis, axis), inner=1, time_first=first, rows=outer[time])
         raise Stop(f"it merges time with other axes: {spell(inner, shapes)} becomes {spell(outer, shapes)}")
+
+    def _joined(
+        self,
+        layout: Layout,
+        axis: int,
+        first: bool,
+        shapes: Shapes,
+        inner: tuple[Dim, ...],
+        outer: tuple[Dim, ...],
+        pair: tuple[Dim, Dim],
+    ) -> bool:
+        """Whether an axis inside is batch and time: as if in two steps, the first of which takes it apart into `pair`."""
+        apart = (*inner[:axis], *pair, *inner[axis + 1 :])
+        groups = Regrouping(apart, outer)
+        if groups.of_output(layout.time) != ([axis if first else axis + 1], [layout.time]):
+            return False
+        try:
+            batch, inside = self._batch(layout, groups, shapes, apart, outer)
+        except Stop:
+            return False
+        return batch == (axis + 1 if first else axis) and inside == 1
 
     def _batch(
         self, layout: Layout, groups: Regrouping, shapes: Shapes, inner: tuple[Dim, ...], outer: tuple[Dim, ...]
