@@ -3,28 +3,27 @@
 Numpy and the standard library alone, in the words of Python 3.8: a copy travels beside each Python step, into whatever
 container serves it, and the client, the parity gate and the benches use this one.
 
-A request is {input name: [batch, time]}, oldest first, its inputs aligned. Of the first one the padding tells each learner's
-length; the others follow it. What an input may hold is said in `Values`.
+A request is {input name: [batch, time, ...]}, oldest first, its inputs aligned. Of the first one the padding tells how long
+each history is; the others follow it. What an input may hold is said in `Values`, all that a model asks for in `Contract`.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
+import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 PADDING = -1
-REASONS = ("shape", "problem_id", "response", "padding", "too_short", "too_long")
 
 
 class RefusedError(ValueError):
-    """A request that breaks the contract: the message names tensor, learner, position, value and what is allowed there.
+    """A request that breaks the contract: the message names tensor, history, position, value and what is allowed there.
 
-    reason: one of REASONS, what refusals are counted by.
+    reason: what refusals are counted by: "shape", "padding", "too_short", "too_long", or that of the input's `Values`.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -33,40 +32,47 @@ class RefusedError(ValueError):
 
 
 class Values(NamedTuple):
-    """What an input may hold before its padding: whole numbers from 0 to below `end`.
+    """What an input may hold before its padding: whole numbers from `start` to below `end`; without an end, finite numbers.
 
     said: the same in words. reason: what a value beyond them is counted as.
     """
 
-    end: int
+    end: int | None
     said: str
     reason: str
+    start: int = 0
 
 
-def knowledge_tracing(names: Sequence[str], problems: int) -> dict[str, Values]:
-    """What a learner's problem ids and responses may hold, by the names of these two inputs.
+class Words(NamedTuple):
+    """What messages call one history of a request, several of them, and the steps of one."""
 
-    >>> knowledge_tracing(("problem_ids", "responses"), 40)["problem_ids"]
-    Values(end=40, said='0 to 39', reason='problem_id')
-    """
-    ids, responses = names
-    return {
-        ids: Values(problems, f"0 to {problems - 1}", "problem_id"),
-        responses: Values(2, "0 (wrong) and 1 (correct)", "response"),
-    }
+    history: str = "history"
+    histories: str = "histories"
+    step: str = "step"
+    steps: str = "steps"
 
 
-def batch_of(values: np.ndarray, name: str, axes: int = 1) -> np.ndarray:
-    """[batch, ...] of a tensor that config.pbtxt reshapes to [batch, 1, ...]; axes: how many a learner's share has.
+WORDS = Words()
+
+
+class Source(NamedTuple):
+    """An input of the core: `of` an input of the request, or derived: "lengths", how many of its steps are valid."""
+
+    name: str
+    of: str
+
+
+def batch_of(values: np.ndarray, name: str, axes: int = 1, words: Words = WORDS) -> np.ndarray:
+    """[batch, ...] of a tensor that config.pbtxt reshapes to [batch, 1, ...]; axes: how many one history's share has.
 
     >>> batch_of(np.array([[[3, 4]]]), "problem_ids").tolist()
     [[3, 4]]
 
     Raises:
-        RefusedError: there is no learner; Triton hands such a tensor on without its batch axis.
+        RefusedError: there is no history; Triton hands such a tensor on without its batch axis.
     """
     if values.ndim != axes + 2 or not len(values):
-        raise RefusedError("shape", f"{name} has 0 learners; send at least 1")
+        raise RefusedError("shape", f"{name} has 0 {words.histories}; send at least 1")
     return values[:, 0]
 
 
@@ -75,24 +81,27 @@ def check(
     allowed: Mapping[str, Values],
     shortest: int = 0,
     longest: int | None = None,
+    words: Words = WORDS,
 ) -> np.ndarray:
-    """Count the interactions of every learner, or say what is wrong with the request.
+    """Count the steps of every history, or say what is wrong with the request.
 
-    >>> request = {"problem_ids": np.array([[3, 4], [5, -1]]), "responses": np.array([[1, 0], [1, -1]])}
-    >>> check(request, knowledge_tracing(tuple(request), problems=40)).tolist()
+    >>> allowed = {"ids": Values(40, "0 to 39", "id"), "ratings": Values(None, "finite numbers", "rating")}
+    >>> request = {"ids": np.array([[3, 4], [5, -1]]), "ratings": np.array([[1, 0.5], [2, np.nan]], np.float32)}
+    >>> check(request, allowed).tolist()
     [2, 1]
-    >>> check(request, knowledge_tracing(tuple(request), problems=5))  # doctest: +ELLIPSIS
+    >>> request["ids"][1, 0] = 40
+    >>> check(request, allowed)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ensemble.contract.RefusedError: problem_ids: learner 1, position 0 is 5; allowed are 0 to 4, and -1 as padding ...
+    ensemble.contract.RefusedError: ids: history 1, position 0 is 40; allowed are 0 to 39, and -1 as padding ...
 
     Args:
-        inputs: INT32 or INT64 [batch, time] by name, batch at least 1; of the first -1 is allowed only after the last
-            interaction, of the others exactly where it is in the first.
-        shortest: interactions that a learner needs at least.
-        longest: interactions that it may have at most, padding included; None: any number.
+        inputs: INT32 or INT64 [batch, time] or FP32 [batch, time, ...] by name, batch at least 1; the first is padded after
+            its last step alone, with -1 or NaN, and the others exactly where it is.
+        shortest: steps that a history needs at least.
+        longest: columns that a request has at most; None: any number.
 
     Returns:
-        INT32 [batch], the number of interactions before the padding.
+        INT32 [batch], the number of steps before the padding.
 
     Raises:
         RefusedError: it breaks the contract.
@@ -101,75 +110,90 @@ def check(
     if longest is not None and first.shape[1] > longest:
         raise RefusedError(
             "too_long",
-            f"{leading} has shape {list(first.shape)}; allowed are at most {longest} interactions a "
-            "learner: send the most recent ones",
+            f"{leading} has shape {list(first.shape)}; allowed are at most {longest} {words.steps} a "
+            f"{words.history}: send the most recent ones",
         )
     for name, values in others:
-        if values.shape != first.shape:
+        if values.shape[:2] != first.shape[:2]:
             raise RefusedError(
                 "shape",
                 f"{leading} has shape {list(first.shape)} and {name} {list(values.shape)}; "
-                "both need the same [learners, interactions]",
+                f"both need the same [{words.histories}, {words.steps}]",
             )
-    if first.size and all(_unsigned(values).max() < allowed[name].end for name, values in inputs.items()):
+    if first.size and all(_is_full(values, allowed[name]) for name, values in inputs.items()):
         lengths = np.full(len(first), first.shape[1], np.int32)  # the usual request: no padding, nothing wrong
     else:
-        lengths = _count(inputs, allowed)
+        lengths = _count(inputs, allowed, words)
     if lengths.min() < shortest:
-        learner = int((lengths < shortest).argmax())
+        number = int((lengths < shortest).argmax())
         raise RefusedError(
             "too_short",
-            f"{leading}: learner {learner} has {lengths[learner]} interactions; this model answers from {shortest} on",
+            f"{leading}: {words.history} {number} has {lengths[number]} {words.steps}; this model answers from "
+            f"{shortest} on",
         )
     return lengths
 
 
-def check_answered(problem_ids: np.ndarray, problems: int, name: str) -> None:
-    """Refuse problem ids, INT32 or INT64 [batch, any], that are neither 0 to problems - 1 nor -1, wherever it stands.
+def check_ids(ids: np.ndarray, allowed: Values, name: str, words: Words = WORDS) -> None:
+    """Refuse ids, INT32 or INT64 [batch, any], that are neither allowed nor -1, wherever that stands.
 
-    >>> check_answered(np.array([[3, -1, 4]]), 5, "problem_ids")
-    >>> check_answered(np.array([[3, -1, 5]]), 5, "problem_ids")
+    >>> check_ids(np.array([[3, -1, 4]]), Values(5, "0 to 4", "id"), "ids")
+    >>> check_ids(np.array([[3, -1, 5]]), Values(5, "0 to 4", "id"), "ids")
     Traceback (most recent call last):
-    ensemble.contract.RefusedError: problem_ids: learner 0, position 2 is 5; allowed are 0 to 4, and -1 as padding
+    ensemble.contract.RefusedError: ids: history 0, position 2 is 5; allowed are 0 to 4, and -1 as padding
 
     Raises:
-        RefusedError: names learner, position and value.
+        RefusedError: names history, position and value.
     """
-    # One above: of the negative ones only the padding is then near.
-    above = _unsigned(problem_ids + 1)
-    if above.max(initial=0) > problems:
-        learner, position = np.argwhere(above > problems)[0]
+    wrong = ~(_is_allowed(ids, allowed) | (ids == PADDING))
+    if wrong.any():
+        number, position = np.argwhere(wrong)[0]
         raise RefusedError(
-            "problem_id",
-            f"{name}: learner {learner}, position {position} is {problem_ids[learner, position]}; "
-            f"allowed are 0 to {problems - 1}, and -1 as padding",
+            allowed.reason,
+            f"{name}: {words.history} {number}, position {position} is {ids[number, position]}; "
+            f"allowed are {allowed.said}, and -1 as padding",
         )
 
 
-def recent(values: np.ndarray, lengths: np.ndarray, window: int, dtype: Any = np.int32) -> np.ndarray:
-    """The most recent `window` valid entries of every learner, oldest first, then zeros: [batch, window], of `dtype`.
+def recent(
+    values: np.ndarray, lengths: np.ndarray, width: int, dtype: Any = np.int32, fill: float = 0, left: bool = False
+) -> np.ndarray:
+    """The most recent `width` steps of every history, oldest first, and `fill` behind them (left: in front): [batch, width].
 
-    Zero and not -1: the core looks embeddings up for padding too, before its lengths make it ignore them.
+    Not the request's own padding: the core looks embeddings up for padding too, before its lengths make it ignore them.
 
     >>> recent(np.array([[3, 4, 5], [6, -1, -1]]), np.array([3, 1]), 2).tolist()
     [[4, 5], [6, 0]]
+    >>> recent(np.array([[3, 4, 5], [6, -1, -1]]), np.array([3, 1]), 4, fill=9, left=True).tolist()
+    [[9, 3, 4, 5], [9, 9, 9, 6]]
 
     Args:
-        values: INT32 or INT64 [batch, time], valid up to `lengths` [batch], -1 behind.
+        values: [batch, time, ...], valid up to `lengths` [batch].
     """
-    batch, time = values.shape
-    kept = np.zeros((batch, window), dtype)
-    if time <= window:
+    batch, time, *shape = values.shape
+    if not (left or fill) and time <= width and values.dtype.kind == "i":
+        kept = np.zeros((batch, width), dtype)
         np.maximum(values, 0, out=kept[:, :time], casting="same_kind")
         return kept
-    positions = np.maximum(lengths - window, 0)[:, None] + np.arange(window)
-    kept[:] = np.take_along_axis(values, positions, axis=1)
-    kept[positions >= lengths[:, None]] = 0
+    kept = np.full((batch, width, *shape), fill, dtype)
+    columns, valid = np.arange(width), is_valid(lengths, width, left)
+    source = columns + np.maximum(lengths - width, 0)[:, None] if not left else columns + (lengths - width)[:, None]
+    kept[valid] = values[np.nonzero(valid)[0], source[valid]]
     return kept
 
 
+def is_valid(lengths: np.ndarray, width: int, left: bool = False) -> np.ndarray:
+    """Where a window holds steps and not padding: BOOL [batch, width].
+
+    >>> is_valid(np.array([1, 5]), 3).astype(int).tolist(), is_valid(np.array([1]), 3, left=True).astype(int).tolist()
+    ([[1, 0, 0], [1, 1, 1]], [[0, 0, 1]])
+    """
+    columns = np.arange(width)
+    return columns[::-1] < lengths[:, None] if left else columns < lengths[:, None]
+
+
 def narrowest(widths: Sequence[int], longest: int) -> int:
-    """The smallest of the rising `widths` that holds `longest` interactions; the largest where none does.
+    """The smallest of the rising `widths` that holds `longest` steps; the largest where none does.
 
     >>> narrowest([64, 128, 512], 65)
     128
@@ -177,37 +201,14 @@ def narrowest(widths: Sequence[int], longest: int) -> int:
     return next((width for width in widths if width >= longest), widths[-1])
 
 
-def windows(
-    inputs: Iterable[np.ndarray], lengths: np.ndarray, widths: Sequence[int], dtypes: Sequence[Any] | None = None
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """What the core gets of a checked request: the most recent of every input, as wide as its histories need, and lengths.
-
-    >>> (ids,), valid = windows([np.array([[3, 4, 5, 6, 7]])], np.array([5]), [2, 4])
-    >>> ids.tolist(), valid.tolist()
-    ([[4, 5, 6, 7]], [4])
-
-    Args:
-        inputs: INT32 or INT64 [batch, time], valid up to `lengths` [batch].
-        widths: that the core knows, rising; the last is the window.
-        dtypes: of what is returned; None: INT32.
-
-    Returns:
-        [batch, width] for each input, and [batch], how many entries of it are valid.
-    """
-    valid = np.minimum(lengths, widths[-1])
-    width = narrowest(widths, valid.max())
-    each = zip(inputs, dtypes or itertools.repeat(np.int32))
-    return [recent(values, lengths, width, dtype) for values, dtype in each], valid
-
-
-def last_rows(rows: np.ndarray, lengths: np.ndarray, names: tuple[str, str]) -> np.ndarray:
-    """The row of the last interaction, [batch, any], of rows [batch, window, any].
+def last_rows(rows: np.ndarray, lengths: np.ndarray, names: tuple[str, str], words: Words = WORDS) -> np.ndarray:
+    """The row of the last step, [batch, any], of rows [batch, window, any].
 
     >>> last_rows(np.array([[[0.1], [0.2]], [[0.3], [0.4]]]), np.array([2, 1]), ("lengths", "logits")).tolist()
     [[0.2], [0.3]]
 
     Args:
-        lengths: INT32 [batch], interactions, 1 to window.
+        lengths: INT32 [batch], steps, 1 to window.
         names: what lengths and rows are called in messages.
 
     Raises:
@@ -216,11 +217,11 @@ def last_rows(rows: np.ndarray, lengths: np.ndarray, names: tuple[str, str]) -> 
     window = rows.shape[1]
     wrong = (lengths < 1) | (lengths > window)
     if wrong.any():
-        learner = int(wrong.argmax())
+        number = int(wrong.argmax())
         raise RefusedError(
             "shape",
-            f"{names[0]}: learner {learner} has {lengths[learner]}; {names[1]} has {window} rows a learner, so allowed are "
-            f"{f'1 to {window}' if window else 'none'}",
+            f"{names[0]}: {words.history} {number} has {lengths[number]}; {names[1]} has {window} rows a {words.history}, "
+            f"so allowed are {f'1 to {window}' if window else 'none'}",
         )
     return rows[np.arange(len(rows)), lengths - 1]
 
@@ -234,80 +235,155 @@ def pad(
     [[3, 4, 5], [6, -1, -1]]
 
     Args:
-        width: None: of the longest, and at least 1: a tensor without elements cannot say how many learners it is about.
+        width: None: of the longest, and at least 1: a tensor without elements cannot say how many histories it is about.
     """
     width = width or max(map(len, sequences), default=0) or 1
     if len(sequences) == 1 and len(sequences[0]) == width:
         return np.asarray(sequences[0], dtype)[None]  # nothing to pad, nothing to copy
     padded = np.full((len(sequences), width), fill, dtype)
-    for learner, sequence in enumerate(sequences):
-        padded[learner, : len(sequence)] = sequence
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
     return padded
 
 
-def random_request(
-    allowed: Mapping[str, Values], lengths: Sequence[int], width: int | None = None, seed: int = 0, padded: bool = True
-) -> dict[str, np.ndarray]:
-    """A valid request of random values for histories of these lengths: INT32 [batch, width] by input name.
+class Contract(NamedTuple):
+    """All that a model asks of a request, and what its core gets of it; as JSON it travels to a step.
 
-    >>> of = knowledge_tracing(("problem_ids", "responses"), problems=40)
-    >>> check(random_request(of, [2, 3]), of).tolist()
-    [2, 3]
+    >>> of = Contract({"ids": Values(40, "0 to 39", "id")}, (Source("x", "ids"), Source("n", "lengths")), (2, 4))
+    >>> given = {"ids": np.array([[3, 4, 5], [6, -1, -1]])}
+    >>> {name: value.tolist() for name, value in of.feed(given, of.check(given)).items()}
+    {'x': [[3, 4, 5, 0], [6, 0, 0, 0]], 'n': [3, 1]}
+    >>> Contract.loads(of.dumps()) == of
+    True
 
-    Args:
-        width: None: of the longest.
-        padded: False leaves noise behind a length, so that whoever looks there answers otherwise.
+    Attributes:
+        inputs: what each input of a request may hold; the first tells how long a history is.
+        core: what the core gets, in its order.
+        widths: that the core knows, rising; the last is the window.
+        shortest, longest: steps of a history, at least and, in a request, at most.
+        left: whether windows are padded in front. fills: what the core sees there, of an input that is not padded with 0.
     """
-    rng = np.random.default_rng(seed)
-    shape = (len(lengths), width or max(lengths))
-    request = {name: rng.integers(0, values.end, shape, np.int32) for name, values in allowed.items()}
-    if padded:
-        behind = np.arange(shape[1]) >= np.asarray(lengths)[:, None]
-        for values in request.values():
-            values[behind] = PADDING
-    return request
+
+    inputs: dict[str, Values]
+    core: tuple[Source, ...]
+    widths: tuple[int, ...]
+    shortest: int = 0
+    longest: int | None = None
+    left: bool = False
+    fills: tuple[tuple[str, float], ...] = ()
+    words: Words = WORDS
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What refusals are counted by."""
+        return ("shape", *(values.reason for values in self.inputs.values()), "padding", "too_short", "too_long")
+
+    def check(self, request: Mapping[str, np.ndarray]) -> np.ndarray:
+        """How many steps each history has, INT32 [batch]; raises RefusedError where the request breaks the contract."""
+        return check(request, self.inputs, self.shortest, self.longest, self.words)
+
+    def feed(
+        self, request: Mapping[str, np.ndarray], lengths: np.ndarray, dtypes: Mapping[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The core's inputs by name, of a checked request; dtypes: of those that are not INT32."""
+        valid = np.minimum(lengths, self.widths[-1])
+        width = narrowest(self.widths, valid.max())
+        fed, fills = {}, dict(self.fills)
+        for name, of in self.core:
+            dtype = (dtypes or {}).get(name, np.int32)
+            if of == "lengths":
+                fed[name] = valid.astype(dtype, copy=False)
+            else:
+                fed[name] = recent(request[of], lengths, width, dtype, fills.get(of, 0), self.left)
+        return fed
+
+    def dumps(self) -> str:
+        """As JSON, for the parameter of a step."""
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def loads(cls, text: str) -> Contract:
+        """What `dumps` wrote."""
+        found = json.loads(text)
+        found["inputs"] = {name: Values(*values) for name, values in found["inputs"].items()}
+        found["core"] = tuple(Source(*source) for source in found["core"])
+        found["widths"], found["words"] = tuple(found["widths"]), Words(*found["words"])
+        found["fills"] = tuple((name, fill) for name, fill in found["fills"])
+        return cls(**found)
 
 
-def _count(inputs: Mapping[str, np.ndarray], allowed: Mapping[str, Values]) -> np.ndarray:
+def _is_full(values: np.ndarray, allowed: Values) -> bool:
+    """Whether all of it is allowed: one pass, for the request that has no padding. An overflow of a sum only suspects."""
+    if allowed.end is None:
+        return bool(np.isfinite(values.sum()))
+    if allowed.start:
+        values = values - values.dtype.type(allowed.start)
+    return bool(_unsigned(values).max() < allowed.end - allowed.start)
+
+
+def _is_allowed(values: np.ndarray, allowed: Values) -> np.ndarray:
+    """Of each step, BOOL [batch, time]."""
+    if allowed.end is None:
+        finite: np.ndarray = np.isfinite(values)
+        return finite.all(axis=tuple(range(2, values.ndim)))
+    return _unsigned(values - values.dtype.type(allowed.start)) < allowed.end - allowed.start
+
+
+def _is_padding(values: np.ndarray) -> np.ndarray:
+    """Of each step, BOOL [batch, time]."""
+    if values.dtype.kind == "i":
+        return values == PADDING
+    missing: np.ndarray = np.isnan(values)
+    return missing.all(axis=tuple(range(2, values.ndim)))
+
+
+def _count(inputs: Mapping[str, np.ndarray], allowed: Mapping[str, Values], words: Words) -> np.ndarray:
     """`check` for requests with padding or with something wrong in them."""
-    known = [_unsigned(values) < allowed[name].end for name, values in inputs.items()]
+    known = [_is_allowed(values, allowed[name]) for name, values in inputs.items()]
     lengths: np.ndarray = known[0].sum(axis=1, dtype=np.int32)
-    before_padding = np.arange(known[0].shape[1]) < lengths[:, None]
-    padding = functools.reduce(operator.and_, (values == PADDING for values in inputs.values()))
-    right = np.where(before_padding, functools.reduce(operator.and_, known), padding)
+    padding = functools.reduce(operator.and_, map(_is_padding, inputs.values()))
+    right = np.where(is_valid(lengths, known[0].shape[1]), functools.reduce(operator.and_, known), padding)
     if not right.all():
-        learner, position = np.argwhere(~right)[0]
-        raise _refusal({name: values[learner] for name, values in inputs.items()}, allowed, learner, position)
+        number, position = np.argwhere(~right)[0]
+        where = f"{words.history} {number}, position {position}"
+        raise _refusal({name: values[number] for name, values in inputs.items()}, allowed, position, where, words)
     return lengths
 
 
 def _refusal(
-    inputs: Mapping[str, np.ndarray], allowed: Mapping[str, Values], learner: int, position: int
+    inputs: Mapping[str, np.ndarray], allowed: Mapping[str, Values], position: int, where: str, words: Words
 ) -> RefusedError:
-    """Why the interaction at `position` of one learner's [time] inputs is refused."""
-    (leading, first), *others = inputs.items()
-    where, entry = f"learner {learner}, position {position}", first[position]
-    if entry == PADDING:
-        if (first[position + 1 :] != PADDING).any():
+    """Why the step at `position` of one history's [time, ...] inputs is refused."""
+    leading = next(iter(inputs))
+    fill = {name: "-1" if values.dtype.kind == "i" else "NaN" for name, values in inputs.items()}
+    known = {name: bool(_is_allowed(values[None], allowed[name])[0, position]) for name, values in inputs.items()}
+    padding = {name: _is_padding(values[None])[0] for name, values in inputs.items()}
+    if padding[leading][position]:
+        if not padding[leading][position + 1 :].all():
             return RefusedError(
                 "padding",
-                f"{leading}: {where} is -1, but interactions follow it; -1 is allowed only as padding after the last one",
+                f"{leading}: {where} is {fill[leading]}, but {words.steps} follow it; {fill[leading]} is allowed only as "
+                "padding after the last one",
             )
-        name, value = next((name, values[position]) for name, values in others if values[position] != PADDING)
-        return RefusedError("padding", f"{name}: {where} is {value}; where {leading} is -1 only -1 is allowed")
-    if not 0 <= entry < allowed[leading].end:
+        name = next(name for name in inputs if not padding[name][position])
         return RefusedError(
-            allowed[leading].reason,
-            f"{leading}: {where} is {entry}; allowed are {allowed[leading].said}, "
-            "and -1 as padding after the last interaction",
+            "padding",
+            f"{name}: {where} is {_spelled(inputs[name][position])}; where {leading} is {fill[leading]} only {fill[name]} "
+            "is allowed",
         )
-    name, value = next(
-        (name, values[position]) for name, values in others if not 0 <= values[position] < allowed[name].end
-    )
+    name = next(name for name in inputs if not known[name])
+    others = f"{fill[name]} where {leading} is {fill[leading]}"
+    if name == leading:
+        others = f"{fill[name]} as padding after the last {words.step}"
     return RefusedError(
         allowed[name].reason,
-        f"{name}: {where} is {value}; allowed are {allowed[name].said}, and -1 where {leading} is -1",
+        f"{name}: {where} is {_spelled(inputs[name][position])}; allowed are {allowed[name].said}, and {others}",
     )
+
+
+def _spelled(value: np.ndarray) -> str:
+    """One step of an input, as messages show it."""
+    return str(value if value.ndim == 0 else value.tolist())
 
 
 def _unsigned(values: np.ndarray) -> np.ndarray:

@@ -29,7 +29,8 @@ from build.repository import assembly as repository
 from build.server import Server, find, pytriton, reaper
 from ensemble.client import Client
 from ensemble.learners.history import History
-from ensemble.spec import DEFAULT_SPEC, RecurrentNetwork, Spec, TransformerNetwork
+from ensemble.spec import DEFAULT_SPEC, Spec
+from ensemble.tables import RecurrentNetwork, TransformerNetwork
 from tests import exports
 
 # How long an example takes tells of the machine, and of who else is on it.

@@ -21,7 +21,8 @@ from build.bench import contest, origin, publication
 from build.bench.contest import Contender
 from build.progress import answers, bar, console
 from build.repository.workspace import Workspace, named
-from ensemble.spec import CORE, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE
 
 BEST_ROUNDS, BEST_TURN_S = 3, 0.6
 BUDGET = 2.0  # times the present p99 with one caller

@@ -17,7 +17,7 @@ from build.analyzer.profile import SEED_DELAY_US
 from build.analyzer.result import Point, Setting
 from build.bench import origin
 from build.bench.ladder import waterfall
-from ensemble.spec import CORE
+from ensemble.tables import CORE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,8 @@ from build.model.simulation import simulate
 from build.progress import console
 from build.repository import config, manifest
 from ensemble.learners.history import History, windows
-from ensemble.spec import CORE, POSTPROCESS, PREPROCESS, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE, POSTPROCESS, PREPROCESS
 
 CONFIGS = ROOT / "analyzer_configs"
 WORK = Path("build/artifacts/analyzer")  # as the tracked configurations name it, from the root

@@ -13,7 +13,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from build.analyzer.profile import Part
 from build.analyzer.sweep import Sweep, SweepError
 from build.repository import config
-from ensemble.spec import CORE, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE
 
 # The columns by Model Analyzer's headers; times are in milliseconds.
 CONCURRENCY, VARIANTS = "Concurrency", "Model Config Path"

@@ -17,10 +17,11 @@ from build.bench.variant import NAIVE
 from build.core.parity import probabilities
 from build.core.reduce.file import open_session
 from ensemble.client import Client
-from ensemble.contract import knowledge_tracing, random_request
 from ensemble.errors import ServingError
 from ensemble.learners.history import History, pad, windows
-from ensemble.spec import CORE, Spec, Tensor
+from ensemble.sample import random_request
+from ensemble.spec import Spec
+from ensemble.tables import CORE, Tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of Triton's HTTP protocol: where JSON ends and tensors begin
 TIMEOUT_S = 120.0  # the naive rungs' queues are long
@@ -135,8 +136,7 @@ def answers_of(core: Path, spec: Spec, histories: Sequence[History]) -> list[np.
 
 def full_windows(spec: Spec, learners: int = 8) -> list[History]:
     """Learners with as many interactions as the window holds."""
-    of = knowledge_tracing(("problem_ids", "responses"), spec.model.problems)
-    request = random_request(of, [spec.model.window] * learners)
+    request = random_request(spec.contract.inputs, [spec.model.window] * learners)
     return [History(str(n), *pair) for n, pair in enumerate(zip(*request.values(), strict=True))]
 
 

@@ -20,7 +20,8 @@ from build.core.parity import tolerance
 from build.server import Server
 from ensemble.errors import LastrowError
 from ensemble.learners.history import History
-from ensemble.spec import CORE, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE
 
 BUSY = 16  # callers that throughput is measured with
 Progress = Callable[[float | None, str], None]

@@ -11,7 +11,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build.repository import assembly as repository
 from build.repository import config
-from ensemble.spec import CORE, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE
 
 NAIVE = "naive"  # the one model of a naive deployment's repository
 

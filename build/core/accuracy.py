@@ -18,7 +18,8 @@ from build.core.reduce.file import open_session, save
 from build.model import checkpoint as checkpoints
 from build.model.training import auc
 from ensemble.learners.history import History, windows
-from ensemble.spec import Precision, Spec
+from ensemble.spec import Spec
+from ensemble.tables import Precision
 
 BATCH = 32
 

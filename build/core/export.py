@@ -21,7 +21,8 @@ from build.core.reduce import narrow
 from build.core.reduce.file import load, open_session, save
 from build.model.network import Network
 from ensemble.errors import LastrowError
-from ensemble.spec import OnnxNetwork, Spec
+from ensemble.spec import Spec
+from ensemble.tables import OnnxNetwork
 
 # What ONNX 1.13 wrote with opset 18; ONNX Runtime refuses files of an IR version newer than itself.
 IR_VERSION = 8

@@ -14,8 +14,9 @@ from torch import nn
 from build.core.battery import times
 from build.core.reduce.file import open_session
 from build.model.network import Network
-from ensemble.contract import knowledge_tracing, narrowest, random_request
+from ensemble.contract import narrowest
 from ensemble.errors import LastrowError
+from ensemble.sample import random_request
 from ensemble.spec import Spec
 
 Array = np.ndarray
@@ -56,8 +57,8 @@ def windows(
 
     What lies behind a length is noise and not zeros, so that a stage that looks there parts from the others.
     """
-    of = knowledge_tracing(("problem_ids", "responses"), spec.model.problems)
-    problem_ids, responses = random_request(of, lengths, spec.model.window, seed, padded=False).values()
+    request = random_request(spec.contract.inputs, lengths, spec.model.window, seed, padded=False)
+    problem_ids, responses = request.values()
     return problem_ids[:, :width], responses[:, :width], np.array(lengths, np.int32)
 
 

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from build.core.reduce.file import PROTOBUF_LIMIT, load, save, weights
 from build.core.reduce.rules import RECURRENT
 from ensemble.errors import LastrowError
-from ensemble.spec import Precision
+from ensemble.tables import Precision
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST = float(np.finfo(np.float16).max)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ensemble.spec import RecurrentNetwork, Spec, TransformerNetwork
+from ensemble.spec import Spec
+from ensemble.tables import RecurrentNetwork, TransformerNetwork
 
 
 class Network(nn.Module):

@@ -9,9 +9,9 @@ from pathlib import Path
 from build import ROOT, aside
 from build.model.checkpoint import outside
 from build.repository import config, fingerprint, manifest
-from ensemble import contract
 from ensemble.errors import LastrowError
-from ensemble.spec import CORE, PYTHON_STEPS, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE, PREPROCESS, PYTHON_STEPS
 
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 # In a core's metadata: what it was made from, and how far it was from PyTorch then.
@@ -90,7 +90,8 @@ def derived(spec: Spec) -> dict[str, bytes]:
     files = config.files(spec)
     for step in PYTHON_STEPS:
         files[f"{step}/1/model.py"] = (STEPS / step / "1" / "model.py").read_bytes()
-        files[f"{step}/1/contract.py"] = Path(contract.__file__).read_bytes()
+        for name in ("contract.py",) if step == PREPROCESS else ("contract.py", "chain.py"):
+            files[f"{step}/1/{name}"] = (ROOT / "ensemble" / name).read_bytes()
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.
     files[f"{spec.model.name}/1/.gitkeep"] = b""
     return files

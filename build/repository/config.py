@@ -6,13 +6,15 @@ the configuration to a Python step, which is why numbers such as the target succ
 
 from __future__ import annotations
 
+import json
 import struct
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType as TritonDataType
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 
-from ensemble.spec import CORE, POSTPROCESS, PREPROCESS, PROPOSE, Spec, Step, Tensor
+from ensemble.spec import Answer, Spec
+from ensemble.tables import CORE, PREPROCESS, Step, Tensor
 
 # The first line of every configuration: it keeps people from editing what the next build writes again.
 GENERATED = "# Generated from the spec by `make repo`: change the spec, not this file.\n"
@@ -50,13 +52,7 @@ def _preprocess(spec: Spec) -> ModelConfig:
     config = _python_step(spec, PREPROCESS, spec.steps.preprocess)
     config.input.extend([_ragged_input(spec, t.problem_ids), _ragged_input(spec, t.responses)])
     config.output.extend(_output(spec, x) for x in (t.recent_problem_ids, t.recent_responses, t.lengths))
-    _parameters(
-        config,
-        problems=spec.model.problems,
-        widths=",".join(map(str, spec.model.widths)),
-        shortest_history=spec.shortest_history,
-        longest_history=spec.batching.longest_history,
-    )
+    _parameters(config, contract=spec.contract.dumps())
     _warmup(spec, config)
     return config
 
@@ -112,25 +108,14 @@ def _accelerate(spec: Spec, config: ModelConfig) -> None:
     cuda["use_tf32"] = "0"
 
 
-def _postprocess(spec: Spec) -> ModelConfig:
-    config = _python_step(spec, POSTPROCESS, spec.steps.postprocess)
+def _answer(spec: Spec, answer: Answer) -> ModelConfig:
+    """A step behind the core. It reads what the core answers and no other step's output: an ensemble drops a wanted output
+    whose only reader is left out."""
+    config = _python_step(spec, answer.step, getattr(spec.steps, answer.step))
     config.input.append(_step_input(spec, spec.core_output))
-    config.output.append(_output(spec, spec.tensors.probabilities))
-    return _behind_the_core(spec, config)
-
-
-def _propose(spec: Spec) -> ModelConfig:
-    """Proposals read logits and not probabilities: an ensemble drops a wanted output whose only reader is left out."""
-    t = spec.tensors
-    config = _python_step(spec, PROPOSE, spec.steps.propose)
-    # The request's own history, not the truncated one: what was answered 600 interactions ago is answered all the same.
-    config.input.extend([_step_input(spec, spec.core_output), _ragged_input(spec, t.problem_ids)])
-    config.output.extend(_output(spec, x) for x in (t.next_problem_ids, t.next_problem_probabilities))
-    _parameters(config, target_success_rate=spec.next_problems.target_success_rate)
-    return _behind_the_core(spec, config)
-
-
-def _behind_the_core(spec: Spec, config: ModelConfig) -> ModelConfig:
+    config.input.extend(_ragged_input(spec, tensor) for tensor in answer.seen)
+    config.output.extend(_output(spec, tensor) for tensor in answer.tensors)
+    _parameters(config, chain=json.dumps(answer.chain), contract=spec.contract.dumps())
     if spec.reduce.where == "postprocess":
         config.input.append(_step_input(spec, spec.tensors.lengths))
     _warmup(spec, config)
@@ -138,7 +123,7 @@ def _behind_the_core(spec: Spec, config: ModelConfig) -> ModelConfig:
 
 
 def _steps(spec: Spec) -> tuple[ModelConfig, ...]:
-    return _preprocess(spec), _core(spec), _postprocess(spec), _propose(spec)
+    return _preprocess(spec), _core(spec), *(_answer(spec, answer) for answer in spec.answers)
 
 
 def _ensemble(spec: Spec) -> ModelConfig:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from build.model import checkpoint as checkpoints
 from build.repository import sources
-from ensemble.spec import ModuleNetwork, Spec
+from ensemble.spec import Spec
+from ensemble.tables import ModuleNetwork
 
 MAKER = "build.core.recipe"  # this module and all that it imports make the core
 # PyTorch's exporter takes the other two along; of the two names of ONNX Runtime one is installed.

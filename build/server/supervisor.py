@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
 from build.server.ports import listening, reached, url
 from build.server.signals import StopRequest
-from ensemble.spec import PREPROCESS
+from ensemble.tables import PREPROCESS
 
 # The environment variable that tells the first step which file to look for: once it is there, that step refuses.
 DRAIN = "LASTROW_DRAIN"

@@ -25,7 +25,8 @@ from ensemble.client.retry import Retry, count, seconds
 from ensemble.contract import PADDING
 from ensemble.errors import HistoryError, InvalidRequestError, ServingError
 from ensemble.learners.history import History, pad
-from ensemble.spec import Spec, Tensor
+from ensemble.spec import Spec
+from ensemble.tables import Tensor
 
 Message, Answer = service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
 ENVELOPE = 64 * 1024  # bytes of a message beside its tensors

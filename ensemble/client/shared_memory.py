@@ -18,7 +18,8 @@ from tritonclient.utils import triton_to_np_dtype
 
 from ensemble.client.retry import remaining
 from ensemble.errors import ServingError, UnavailableError
-from ensemble.spec import Spec, Tensor
+from ensemble.spec import Spec
+from ensemble.tables import Tensor
 
 CLOSING_S = 5.0  # a server that does not answer keeps its view of the memory until it ends
 LOOK_AGAIN_S = 0.02

@@ -70,8 +70,9 @@ def windows(histories: Sequence[History], widths: Sequence[int]) -> tuple[np.nda
     widths: as the core knows them, rising; the narrowest that holds every history is taken, or else the last, the window.
     """
     lengths = np.array([len(h) for h in histories], np.int32)
-    (problem_ids, responses), lengths = contract.windows(pad(histories), lengths, widths)
-    return problem_ids, responses, lengths
+    width = contract.narrowest(widths, min(lengths.max(), widths[-1]))
+    problem_ids, responses = (contract.recent(values, lengths, width) for values in pad(histories))
+    return problem_ids, responses, np.minimum(lengths, width)
 
 
 def read(path: Path, number: Number = int) -> list[History]:

@@ -23,7 +23,8 @@ from build.server import Server
 from ensemble.client import AsyncClient, Client, Prediction
 from ensemble.errors import ServingError
 from ensemble.learners.history import History
-from ensemble.spec import PYTHON_STEPS, Spec
+from ensemble.spec import Spec
+from ensemble.tables import PYTHON_STEPS
 from tests.conftest import Served, learner, resized, untrained
 from tests.faults import conftest
 

@@ -23,7 +23,8 @@ from build.bench.contest import Contender
 from build.repository import config, manifest
 from build.repository.workspace import Workspace
 from ensemble.errors import LastrowError
-from ensemble.spec import CORE, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE
 from tests.conftest import small_document
 
 SETTING = Setting((("preprocess", 1), ("core", 1), ("postprocess", 1), ("propose", 1)), 0, 32)

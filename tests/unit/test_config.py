@@ -8,13 +8,15 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from build import ROOT
 from build.repository import assembly as repository
 from build.repository import config, manifest
-from ensemble.spec import PYTHON_STEPS, Spec
+from ensemble.contract import Contract
+from ensemble.spec import Spec
+from ensemble.tables import PYTHON_STEPS
 
 
 def test_tracked_repository_is_what_the_spec_says(spec):
     files = repository.derived(spec)
     for name, content in {**files, manifest.NAME: manifest.of(files)}.items():
-        if name.endswith("/contract.py"):  # a copy, and untracked; the manifest says of what
+        if name.endswith(("/contract.py", "/chain.py")):  # a copy, and untracked; the manifest says of what
             continue
         assert (ROOT / "models" / name).read_bytes() == content, f"models/{name} differs from the spec: run `make repo`"
 
@@ -71,13 +73,13 @@ def test_steps_import_what_a_stock_container_has(step):
     tree = ast.parse((ROOT / "models" / step / "1" / "model.py").read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported <= {*sys.stdlib_module_names, "numpy", "triton_python_backend_utils", "contract"}
+    assert imported <= {*sys.stdlib_module_names, "numpy", "triton_python_backend_utils", "contract", "chain"}
 
 
 def test_buckets_leave_the_cores_width_open_and_warm_every_one(spec):
     model = spec.model.model_copy(update={"buckets": (64, 512)})
     configs = config.repository(spec.model_copy(update={"model": model}))
-    assert configs["preprocess"].parameters["widths"].string_value == "64,512"
+    assert Contract.loads(configs["preprocess"].parameters["contract"].string_value).widths == (64, 512)
     for tensors in (configs["preprocess"].output[:2], configs["core"].input[:2]):
         assert [list(tensor.dims) for tensor in tensors] == [[-1], [-1]]
     warmed = [list(s.inputs["recent_problem_ids"].dims) for s in configs["core"].model_warmup]

@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ensemble import contract
-from ensemble.contract import RefusedError, knowledge_tracing
+from ensemble.contract import RefusedError, Values
+from ensemble.sample import random_request
+from ensemble.spec import Spec
 
 PROBLEMS, WINDOW = 50, 16
 
 
-def check(ids: np.ndarray, responses: np.ndarray, problems: int = PROBLEMS, **limits: int) -> np.ndarray:
-    inputs = {"problem_ids": ids, "responses": responses}
-    return contract.check(inputs, knowledge_tracing(tuple(inputs), problems), **limits)
+OF = Spec.read().model_copy(update={"model": Spec.read().model.model_copy(update={"problems": PROBLEMS})}).contract
+
+
+def check(ids: np.ndarray, responses: np.ndarray, **limits: int) -> np.ndarray:
+    return contract.check({"problem_ids": ids, "responses": responses}, OF.inputs, words=OF.words, **limits)
 
 
 @st.composite
@@ -99,7 +103,7 @@ def test_refusals(ids, responses, message):
 def test_no_learner_is_refused(shape):
     assert contract.batch_of(np.zeros((2, 1, 3), np.int32), "problem_ids").shape == (2, 3)
     with pytest.raises(RefusedError, match=r"^responses has 0 learners; send at least 1$") as raised:
-        contract.batch_of(np.zeros(shape, np.int32), "responses")
+        contract.batch_of(np.zeros(shape, np.int32), "responses", words=OF.words)
     assert raised.value.reason == "shape"
 
 
@@ -108,7 +112,7 @@ def test_no_learner_is_refused_behind_the_core_either(shape):
     assert contract.batch_of(np.zeros((2, 1, 7)), "logits").shape == (2, 7)
     assert contract.batch_of(np.zeros((2, 1, 7, 3)), "all_logits", 2).shape == (2, 7, 3)
     with pytest.raises(RefusedError, match=r"^logits has 0 learners; send at least 1$"):
-        contract.batch_of(np.zeros(shape), "logits")
+        contract.batch_of(np.zeros(shape), "logits", words=OF.words)
 
 
 def test_cold_start_needs_a_model_that_can():
@@ -145,7 +149,7 @@ def test_a_refusal_has_its_reason(reason, ids, responses):
     with pytest.raises(RefusedError) as raised:
         check(ids, responses, shortest=2, longest=8)
     assert raised.value.reason == reason
-    assert reason in contract.REASONS
+    assert reason in OF.reasons
 
 
 def test_as_long_as_is_allowed_is_answered():
@@ -157,7 +161,8 @@ def test_as_long_as_is_allowed_is_answered():
 @given(st.integers(1, 100_000), st.integers(1, 3), st.integers(0, 5), st.data())
 def test_any_problem_that_is_none_is_named(kind, problems, learners, time, data):
     ids = data.draw(hnp.arrays(kind, (learners, time), elements=st.integers(-1, problems - 1)))
-    contract.check_answered(ids, problems, "problem_ids")
+    allowed = Values(problems, f"0 to {problems - 1}", "problem_id")
+    contract.check_ids(ids, allowed, "problem_ids", OF.words)
     if ids.size == 0:
         return
     limits = np.iinfo(kind)
@@ -165,7 +170,7 @@ def test_any_problem_that_is_none_is_named(kind, problems, learners, time, data)
     learner, position = data.draw(st.integers(0, learners - 1)), data.draw(st.integers(0, time - 1))
     ids[learner, position] = value
     with pytest.raises(RefusedError) as raised:
-        contract.check_answered(ids, problems, "problem_ids")
+        contract.check_ids(ids, allowed, "problem_ids", OF.words)
     assert str(raised.value) == (
         f"problem_ids: learner {learner}, position {position} is {value}; allowed are 0 to {problems - 1}, "
         "and -1 as padding"
@@ -182,20 +187,20 @@ def test_the_row_of_the_last_interaction():
 def test_a_length_that_has_no_row_is_named(length):
     lengths = np.array([4, length], np.int32)
     with pytest.raises(RefusedError) as raised:
-        contract.last_rows(np.zeros((2, 4, 3), np.float32), lengths, ("lengths", "all_logits"))
+        contract.last_rows(np.zeros((2, 4, 3), np.float32), lengths, ("lengths", "all_logits"), OF.words)
     assert str(raised.value) == (
         f"lengths: learner 1 has {length}; all_logits has 4 rows a learner, so allowed are 1 to 4"
     )
     with pytest.raises(RefusedError, match="all_logits has 0 rows a learner, so allowed are none"):
-        contract.last_rows(np.zeros((2, 0, 3), np.float32), lengths, ("lengths", "all_logits"))
+        contract.last_rows(np.zeros((2, 0, 3), np.float32), lengths, ("lengths", "all_logits"), OF.words)
 
 
 @pytest.mark.parametrize("lengths", [[3, 0, 20], [1], [7, 7]])
 def test_a_random_request_is_one(lengths):
-    of = knowledge_tracing(("problem_ids", "responses"), PROBLEMS)
-    request = contract.random_request(of, lengths, seed=1)
+    of = OF.inputs
+    request = random_request(of, lengths, seed=1)
     assert contract.check(request, of).tolist() == lengths
-    noise = contract.random_request(of, lengths, seed=1, padded=False)
+    noise = random_request(of, lengths, seed=1, padded=False)
     assert contract.check(noise, of).tolist() == [max(lengths)] * len(lengths)
     for name, values in request.items():
         assert (noise[name][values >= 0] == values[values >= 0]).all()

@@ -7,6 +7,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from ensemble.spec import Spec
+
+OF = Spec.read().contract
+
 
 class Metric:
     def __init__(self) -> None:
@@ -39,7 +43,7 @@ def counted(preprocess: ModuleType, monkeypatch: pytest.MonkeyPatch):
     def run(note) -> dict[tuple[str, str], float]:
         MetricFamily.made = {}
         monkeypatch.setattr(preprocess.pb_utils, "MetricFamily", MetricFamily, raising=False)
-        metrics = preprocess.Metrics(10)
+        metrics = preprocess.Metrics(OF._replace(widths=(10,)))
         note(metrics)
         metrics.stop()
         return {key: metric.value for key, metric in MetricFamily.made.items() if metric.value}
@@ -79,7 +83,7 @@ def test_refusals_by_reason(counted):
 def test_every_series_is_there_before_anything_happens(counted, preprocess):
     assert counted(lambda _: None) == {}
     refusals = {label for name, label in MetricFamily.made if name == "lastrow_refusals_total"}
-    assert refusals == set(preprocess.REASONS)
+    assert refusals == set(OF.reasons)
     assert ("lastrow_history_length_bucket", "+Inf") in MetricFamily.made
 
 

@@ -42,7 +42,12 @@ ALONE = {
 }
 FLOORS = {name: floor for floor, names in enumerate(HOUSE) for name in names.split()}
 ROOMS = {*FLOORS, *ALONE}
-STEP = {"numpy", "triton_python_backend_utils", ".contract"}  # what a step may import beside the standard library
+STEP = {
+    "numpy",
+    "triton_python_backend_utils",
+    ".contract",
+    ".chain",
+}  # what a step may import beside the standard library
 
 FILE, PAGE = 400, 160  # lines
 

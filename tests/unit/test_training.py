@@ -8,7 +8,7 @@ from build.model.simulation import simulate
 from build.model.training import auc, next_logits, problem_means, split, train
 from ensemble.errors import LastrowError
 from ensemble.learners.history import History
-from ensemble.spec import ModuleNetwork
+from ensemble.tables import ModuleNetwork
 from tests.conftest import NETWORKS, resized, untrained
 
 

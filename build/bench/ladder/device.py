@@ -18,7 +18,8 @@ from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, setti
 from build.server.backends.onnxruntime.lastrow_onnxruntime.errors import ConfigError
 from ensemble.contract import narrowest
 from ensemble.errors import LastrowError
-from ensemble.spec import CORE, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE
 
 PREFIX = "gpu-"  # of the kinds below, as rungs name them
 ENGINE = "onnxruntime"

@@ -27,7 +27,8 @@ from build.repository.workspace import Workspace
 from build.server import Server, find
 from ensemble.errors import LastrowError
 from ensemble.learners.history import History
-from ensemble.spec import CORE, POSTPROCESS, PREPROCESS, Spec
+from ensemble.spec import Spec
+from ensemble.tables import CORE, POSTPROCESS, PREPROCESS
 
 MIX = "mix"
 MIXED = 64  # learners that are drawn for the mix of lengths

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from build.model.checkpoint import module, onnx_file, reference, run, state
 from build.model.checkpoint.errors import CheckpointError, unreadable
-from ensemble.spec import ModuleNetwork, Spec
+from ensemble.spec import Spec
+from ensemble.tables import ModuleNetwork
 
 if TYPE_CHECKING:  # at run time torch is imported where it is needed: to see that nothing changed takes only a digest
     from torch import nn

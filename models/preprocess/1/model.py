@@ -1,15 +1,15 @@
-"""First step of the ensemble: checks learners' histories and hands the core windows of one of a few widths.
+"""First step of the ensemble: checks histories and hands the core windows of one of a few widths.
 
-What is checked and how windows are taken stands in contract.py beside this file, a copy of `ensemble/contract.py`.
+What is checked and how windows are taken stands in contract.py beside this file, a copy of `ensemble/contract.py`, and what
+this model asks for in the parameter `contract`.
 
 It also tells what it sees: Prometheus metrics beside Triton's own, and a line in the log for a refused request. Where the
 environment variable LASTROW_DRAIN names a file, requests are refused as soon as that file is there, so that a server which
 is about to stop finishes what it has and takes nothing new.
 
-Tensors are taken by their order in config.pbtxt, so the names stay the spec's business. Each input comes with an axis of 1
-behind the batch, which is dropped:
-    inputs   problem_ids, responses INT32 or INT64 [batch, any]
-    outputs  recent_problem_ids, recent_responses [batch, window], of the types in config.pbtxt; lengths INT32 [batch, 1]
+Each input comes with an axis of 1 behind the batch, which is dropped:
+    inputs   of the contract, [batch, any, ...]
+    outputs  what the core gets, of the types in config.pbtxt: [batch, width, ...]; lengths INT32 [batch, 1]
 """
 
 import collections
@@ -22,7 +22,7 @@ import traceback
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .contract import REASONS, RefusedError, batch_of, check, knowledge_tracing, windows
+from .contract import Contract, RefusedError, batch_of
 
 DRAIN = "LASTROW_DRAIN"
 PUBLISHED_EVERY_S = 1.0
@@ -39,22 +39,25 @@ class Metrics:
     have to be told of every learner and is unknown to older servers.
     """
 
-    def __init__(self, window):
-        self.window = window
+    def __init__(self, contract):
+        self.window, words = contract.widths[-1], contract.words
         # Far more than a second's requests: were the thread to end, its notes would still not fill the memory.
         self._lengths = collections.deque(maxlen=NOTES)
         self._refusals = collections.deque(maxlen=NOTES)
         self._stopping = threading.Event()
         self._families = []  # Triton drops a family's metrics with the last reference to the family
-        self._learners = self._counter("lastrow_learners_total", "Learners of accepted requests")
-        self._truncated = self._counter("lastrow_truncated_total", "Learners whose history is longer than the window")
-        self._cold = self._counter("lastrow_cold_starts_total", "Learners without history")
-        name, text = "lastrow_history_length", "Interactions of the learners of accepted requests"
+        many, steps = words.histories.capitalize(), words.steps.capitalize()
+        self._accepted = self._counter(f"lastrow_{words.histories}_total", f"{many} of accepted requests")
+        self._truncated = self._counter("lastrow_truncated_total", f"{many} whose history is longer than the window")
+        self._cold = self._counter("lastrow_cold_starts_total", f"{many} without history")
+        name, text = "lastrow_history_length", f"{steps} of the {words.histories} of accepted requests"
         ends = [*(str(end) for end in HISTORY_LENGTHS), "+Inf"]
         self._buckets = self._counters(f"{name}_bucket", text, "le", ends)
         self._sum = self._counter(f"{name}_sum", text)
         self._count = self._counter(f"{name}_count", text)
-        self._refused = self._counters("lastrow_refusals_total", "Requests refused, by reason", "reason", REASONS)
+        self._refused = self._counters(
+            "lastrow_refusals_total", "Requests refused, by reason", "reason", contract.reasons
+        )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -80,7 +83,7 @@ class Metrics:
         noted = [self._lengths.popleft() for _ in range(len(self._lengths))]
         if noted:
             lengths = np.concatenate(noted)
-            self._learners.increment(len(lengths))
+            self._accepted.increment(len(lengths))
             self._truncated.increment(int((lengths > self.window).sum()))
             self._cold.increment(int((lengths == 0).sum()))
             for end, bucket in zip((*HISTORY_LENGTHS, np.inf), self._buckets.values()):
@@ -126,18 +129,13 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         self.name = config["name"]
-        self.output_names = tuple(tensor["name"] for tensor in config["output"])
-        self.types = [pb_utils.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"][:2]]
-        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        self.widths = [int(width) for width in parameters["widths"].split(",")]
-        self.allowed = knowledge_tracing([tensor["name"] for tensor in config["input"]], int(parameters["problems"]))
-        self.shortest_history = int(parameters["shortest_history"])
-        self.longest_history = int(parameters["longest_history"])
+        self.contract = Contract.loads(config["parameters"]["contract"]["string_value"])
+        self.types = {x["name"]: pb_utils.triton_string_to_numpy(x["data_type"]) for x in config["output"]}
         self.warming_up = len(config.get("model_warmup", []))  # requests of Triton's own, which nobody sent
         self.drain_file = os.environ.get(DRAIN)
         self.refusals = RefusalLog()
         try:
-            self.metrics = Metrics(self.widths[-1])
+            self.metrics = Metrics(self.contract)
         except (AttributeError, pb_utils.TritonModelException) as e:
             # A server that is told to publish no metrics, or too old to take any, serves all the same.
             pb_utils.Logger.log_info(f"no metrics of this step: {e}")
@@ -164,16 +162,17 @@ class TritonPythonModel:
 
     def _answer(self, request):
         inputs = {
-            name: batch_of(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), name) for name in self.allowed
+            name: batch_of(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), name, words=self.contract.words)
+            for name in self.contract.inputs
         }
-        lengths = check(inputs, self.allowed, self.shortest_history, self.longest_history)
+        lengths = self.contract.check(inputs)
         if self.warming_up:
             self.warming_up -= 1
         elif self.metrics:
             self.metrics.accepted(lengths)
-        recent, valid = windows(inputs.values(), lengths, self.widths, self.types)
+        fed = self.contract.feed(inputs, lengths, self.types)
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, (*recent, valid[:, None]))]
+            [pb_utils.Tensor(name, value if value.ndim > 1 else value[:, None]) for name, value in fed.items()]
         )
 
     def _refuse(self, request, refusal):

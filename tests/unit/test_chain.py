@@ -3,12 +3,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ensemble import chain
+
 
 @given(hnp.arrays(np.float32, 20, elements=st.floats(-200, 200, width=32)))
-def test_sigmoid_is_finite_and_right(postprocess, logits):
+def test_sigmoid_is_finite_and_right(logits):
     with np.errstate(over="ignore"):
         expected = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    answer = postprocess.sigmoid(logits)
+    answer = chain.sigmoid(logits)
     assert answer.dtype == np.float32
     np.testing.assert_allclose(answer, expected, atol=1e-6)
 
@@ -18,11 +20,11 @@ def test_sigmoid_is_finite_and_right(postprocess, logits):
     st.sampled_from([None, np.nan, np.inf, -np.inf]),
     st.integers(0, 2),
 )
-def test_damage_is_what_is_not_finite(postprocess, logits, bad, learner):
+def test_damage_is_what_is_not_finite(logits, bad, learner):
     if bad is not None:
         logits[learner, 5] = bad
     wrong = ~np.isfinite(logits)
-    message = postprocess.damage(logits, "scores")
+    message = chain.damage(logits, "scores", "learner")
     if not wrong.any():
         assert message is None  # sums of large numbers may overflow and are no damage
         return
@@ -40,8 +42,10 @@ def test_damage_is_what_is_not_finite(postprocess, logits, bad, learner):
     st.integers(1, 5),
 )
 @settings(max_examples=300)
-def test_next_problems_are_the_nearest_unanswered(postprocess, probabilities, answered, target, count):
-    ids, chances = postprocess.next_problems(probabilities, np.array(answered, np.int32), target, count)
+def test_next_problems_are_the_nearest_unanswered(probabilities, answered, target, count):
+    wanted = [["leave_out", "problem_ids", 0], ["nearest", target, count]]
+    ids, chances = chain.answer(wanted, probabilities[None], {"problem_ids": np.array([answered], np.int32)})
+    ids, chances = ids[0], chances[0]
     distance = np.abs(probabilities - np.float32(target))
     open_ones = [i for i in range(len(probabilities)) if i not in answered]
     expected = sorted(open_ones, key=lambda i: (distance[i], i))[:count]

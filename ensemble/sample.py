@@ -1,0 +1,45 @@
+"""Random requests that keep a contract: for parity, benches and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ensemble.contract import PADDING, Values, is_valid
+
+
+def random_request(
+    allowed: Mapping[str, Values],
+    lengths: Sequence[int],
+    width: int | None = None,
+    seed: int = 0,
+    padded: bool = True,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, np.ndarray]:
+    """A valid request of random values for histories of these lengths: INT32 or FP32 [batch, width, ...] by input name.
+
+    >>> from ensemble.contract import check
+    >>> allowed = {"ids": Values(40, "0 to 39", "id")}
+    >>> check(random_request(allowed, [2, 3]), allowed).tolist()
+    [2, 3]
+
+    Args:
+        width: None: of the longest.
+        padded: False leaves noise behind a length, so that whoever looks there answers otherwise.
+        shapes: of one step, where it is no single number.
+    """
+    rng = np.random.default_rng(seed)
+    batch, time = len(lengths), width or max(lengths)
+    request: dict[str, np.ndarray] = {}
+    for name, values in allowed.items():
+        shape = (batch, time, *(shapes or {}).get(name, ()))
+        if values.end is None:
+            request[name] = rng.standard_normal(shape, np.float32)
+        else:
+            request[name] = rng.integers(values.start, values.end, shape, np.int32)
+    if padded:
+        behind = ~is_valid(np.asarray(lengths), time)
+        for drawn in request.values():
+            drawn[behind] = PADDING if drawn.dtype.kind == "i" else np.nan
+    return request
