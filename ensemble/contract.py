@@ -316,9 +316,7 @@ def _is_full(values: np.ndarray, allowed: Values) -> bool:
     """Whether all of it is allowed: one pass, for the request that has no padding. An overflow of a sum only suspects."""
     if allowed.end is None:
         return bool(np.isfinite(values.sum()))
-    if allowed.start:
-        values = values - values.dtype.type(allowed.start)
-    return bool(_unsigned(values).max() < allowed.end - allowed.start)
+    return bool(_above(values, allowed.start).max() < allowed.end - allowed.start)
 
 
 def _is_allowed(values: np.ndarray, allowed: Values) -> np.ndarray:
@@ -326,7 +324,7 @@ def _is_allowed(values: np.ndarray, allowed: Values) -> np.ndarray:
     if allowed.end is None:
         finite: np.ndarray = np.isfinite(values)
         return finite.all(axis=tuple(range(2, values.ndim)))
-    return _unsigned(values - values.dtype.type(allowed.start)) < allowed.end - allowed.start
+    return _above(values, allowed.start) < allowed.end - allowed.start
 
 
 def _is_padding(values: np.ndarray) -> np.ndarray:
@@ -386,6 +384,6 @@ def _spelled(value: np.ndarray) -> str:
     return str(value if value.ndim == 0 else value.tolist())
 
 
-def _unsigned(values: np.ndarray) -> np.ndarray:
-    """The same bits without a sign: every negative is far above any limit, and one comparison does for two."""
-    return values.view(f"u{values.itemsize}")
+def _above(values: np.ndarray, start: int) -> np.ndarray:
+    """How far integers are above `start`, without a sign: what is below is far above any limit, and one comparison does."""
+    return (values - values.dtype.type(start) if start else values).view(f"u{values.itemsize}")

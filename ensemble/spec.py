@@ -182,6 +182,21 @@ class Spec(Table):
         )
 
     @property
+    def requested(self) -> tuple[Tensor, ...]:
+        """What a client sends, in the contract's order."""
+        return self.tensors.problem_ids, self.tensors.responses
+
+    @property
+    def windows(self) -> tuple[Tensor, ...]:
+        """What the first step makes of it, in the contract's order; the last says how much of a window is valid."""
+        return self.tensors.recent_problem_ids, self.tensors.recent_responses, self.tensors.lengths
+
+    @property
+    def answered(self) -> tuple[Tensor, ...]:
+        """What a client can get, in the answers' order."""
+        return tuple(tensor for answer in self.answers for tensor in answer.tensors)
+
+    @property
     def answers(self) -> tuple[Answer, ...]:
         """What clients can ask for; each is a step of its own, which runs only for those who do."""
         t, wanted = self.tensors, self.next_problems

@@ -240,18 +240,15 @@ def histories(spec: Spec) -> list[History]:
 
 def request(spec: Spec, part: Part, learners: Sequence[History]) -> str:
     """perf_analyzer's input: one request a learner, in its JSON format."""
-    tensors = spec.tensors
     data = []
     for learner in learners:
         if part == "ensemble":
             values = [learner.problem_ids[-spec.model.window :], learner.responses[-spec.model.window :]]
-            named = [tensors.problem_ids, tensors.responses]
+            named = spec.requested
         else:
             ids, responses, lengths = windows([learner], spec.model.widths)
             values = [ids[0], responses[0], lengths]
-            named = [tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths]
-            if spec.reduce.where != "core":
-                named = named[:2]
+            named = spec.windows if spec.reduce.where == "core" else spec.windows[:-1]
         data.append(
             {
                 tensor.name: {"content": value.tolist(), "shape": list(value.shape)}

@@ -83,19 +83,16 @@ class EnsembleHttp(_Http):
     """The ensemble over HTTP."""
 
     def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
-        tensors = self._spec.tensors
-        inputs = _inputs(httpclient, (tensors.problem_ids, tensors.responses), pad(histories))
-        return list(self._infer(self._spec.model.name, inputs, tensors.probabilities))
+        inputs = _inputs(httpclient, self._spec.requested, pad(histories))
+        return list(self._infer(self._spec.model.name, inputs, self._spec.answered[0]))
 
 
 class NaiveHttp(_Http):
     """The whole model over HTTP: windows are padded here, every row comes back, and the wanted one is taken here."""
 
     def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
-        tensors = self._spec.tensors
         *values, lengths = windows(histories, [self._spec.model.window])
-        inputs = _inputs(httpclient, (tensors.recent_problem_ids, tensors.recent_responses), values)
-        answer = self._infer(NAIVE, inputs, tensors.all_logits)
+        answer = self._infer(NAIVE, _inputs(httpclient, self._spec.windows[:-1], values), self._spec.core_output)
         rows = answer[np.arange(len(lengths)), lengths - 1]
         return list(1 / (1 + np.exp(-rows)))
 
@@ -108,13 +105,11 @@ class CoreClient:
         self._spec = spec
 
     def ask(self, histories: Sequence[History]) -> list[np.ndarray]:
-        tensors = self._spec.tensors
-        ids, responses, lengths = windows(histories, self._spec.model.widths)
-        named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)
-        inputs = _inputs(grpcclient, named, (ids, responses, lengths[:, None]))
-        wanted = [grpcclient.InferRequestedOutput(tensors.logits.name)]
-        answer = self._client.infer(CORE, inputs, outputs=wanted, client_timeout=TIMEOUT_S)
-        return list(answer.as_numpy(tensors.logits.name))
+        *values, lengths = windows(histories, self._spec.model.widths)
+        inputs = _inputs(grpcclient, self._spec.windows, (*values, lengths[:, None]))
+        output = self._spec.core_output.name
+        wanted = [grpcclient.InferRequestedOutput(output)]
+        return list(self._client.infer(CORE, inputs, outputs=wanted, client_timeout=TIMEOUT_S).as_numpy(output))
 
     def close(self) -> None:
         self._client.close()
@@ -123,10 +118,8 @@ class CoreClient:
 def answers_of(core: Path, spec: Spec, histories: Sequence[History]) -> list[np.ndarray]:
     """What every rung and every peer has to answer: the core's probabilities in this process, FP32 [problems] each."""
     session = open_session(core)
-    tensors = spec.tensors
     *values, lengths = windows(histories, [spec.model.window])
-    named = (tensors.recent_problem_ids, tensors.recent_responses, tensors.lengths)
-    feeds = {tensor.name: value for tensor, value in zip(named, (*values, lengths), strict=True)}
+    feeds = {tensor.name: value for tensor, value in zip(spec.windows, (*values, lengths), strict=True)}
     taken = {entry.name for entry in session.get_inputs()}
     logits = session.run(None, {name: value for name, value in feeds.items() if name in taken})[0]
     if spec.reduce.where != "core":

@@ -48,21 +48,19 @@ def to_text(config: ModelConfig) -> str:
 
 
 def _preprocess(spec: Spec) -> ModelConfig:
-    t = spec.tensors
     config = _python_step(spec, PREPROCESS, spec.steps.preprocess)
-    config.input.extend([_ragged_input(spec, t.problem_ids), _ragged_input(spec, t.responses)])
-    config.output.extend(_output(spec, x) for x in (t.recent_problem_ids, t.recent_responses, t.lengths))
+    config.input.extend(_ragged_input(spec, tensor) for tensor in spec.requested)
+    config.output.extend(_output(spec, tensor) for tensor in spec.windows)
     _parameters(config, contract=spec.contract.dumps())
     _warmup(spec, config)
     return config
 
 
 def _core(spec: Spec) -> ModelConfig:
-    t, step = spec.tensors, spec.steps.core
+    step = spec.steps.core
     config = ModelConfig(name=CORE, platform="onnxruntime_onnx", max_batch_size=spec.batching.max_batch_size)
-    config.input.extend([_input(spec, t.recent_problem_ids), _input(spec, t.recent_responses)])
-    if spec.reduce.where == "core":
-        config.input.append(_input(spec, t.lengths))
+    selects = spec.reduce.where == "core"
+    config.input.extend(_input(spec, tensor) for tensor in (spec.windows if selects else spec.windows[:-1]))
     config.output.append(_output(spec, spec.core_output))
     kind = ModelInstanceGroup.KIND_CPU if step.device == "cpu" else ModelInstanceGroup.KIND_GPU
     config.instance_group.add(count=step.instances, kind=kind)
@@ -117,7 +115,7 @@ def _answer(spec: Spec, answer: Answer) -> ModelConfig:
     config.output.extend(_output(spec, tensor) for tensor in answer.tensors)
     _parameters(config, chain=json.dumps(answer.chain), contract=spec.contract.dumps())
     if spec.reduce.where == "postprocess":
-        config.input.append(_step_input(spec, spec.tensors.lengths))
+        config.input.append(_step_input(spec, spec.windows[-1]))
     _warmup(spec, config)
     return config
 
@@ -127,10 +125,9 @@ def _steps(spec: Spec) -> tuple[ModelConfig, ...]:
 
 
 def _ensemble(spec: Spec) -> ModelConfig:
-    t = spec.tensors
     config = ModelConfig(name=spec.model.name, platform="ensemble", max_batch_size=spec.batching.max_batch_size)
-    config.input.extend(_input(spec, x) for x in (t.problem_ids, t.responses))
-    config.output.extend(_output(spec, x) for x in (t.probabilities, t.next_problem_ids, t.next_problem_probabilities))
+    config.input.extend(_input(spec, tensor) for tensor in spec.requested)
+    config.output.extend(_output(spec, tensor) for tensor in spec.answered)
     for step in _steps(spec):
         # Every tensor has one name in the whole repository, so the wiring is the identity.
         config.ensemble_scheduling.step.add(
@@ -216,7 +213,7 @@ def _warmup(spec: Spec, config: ModelConfig) -> None:
             data = sample.inputs[tensor.name]
             data.data_type = tensor.data_type
             data.dims.extend(width if dim == -1 else dim for dim in tensor.dims)
-            if tensor.name == spec.tensors.lengths.name:
+            if tensor.name == spec.windows[-1].name:
                 # What Triton can make up by itself is zeros, and a length of zero would warm up the cold start alone.
                 data.input_data_file = f"{LENGTH_FILE}{width}"
             else:

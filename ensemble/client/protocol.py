@@ -113,12 +113,11 @@ class Protocol:
         self._closed = threading.Event()  # set by another thread, perhaps, while a call is under way
         self._credentials = _credentials(tls)
         self._limits = _limits(self.spec)
-        tensors = self.spec.tensors
-        self._outputs = (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities)
+        self._outputs = self.spec.answered
         self._dims = {tensor.name: self.spec.dims(tensor) for tensor in self._outputs}
         # Every request has a name of its own: the server's log says it where it refuses one, and so does the error here.
         self._name, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
-        self._types = {tensor.name: triton_to_np_dtype(tensor.dtype) for _, tensor in tensors}
+        self._types = {t.name: triton_to_np_dtype(t.dtype) for t in (*self.spec.requested, *self.spec.answered)}
 
     @staticmethod
     def histories(given: object) -> list[History]:
@@ -157,20 +156,19 @@ class Protocol:
         for start in range(0, len(histories), size):
             given = {
                 tensor.name: value.astype(self._types[tensor.name], copy=False)
-                for tensor, value in zip(
-                    (tensors.problem_ids, tensors.responses), pad(histories[start : start + size]), strict=True
-                )
+                for tensor, value in zip(self.spec.requested, pad(histories[start : start + size]), strict=True)
             }
             message = Message(
                 model_name=self.spec.model.name,
                 id=f"{self._name}-{next(self._numbers)}",
                 inputs=[
                     Message.InferInputTensor(name=tensor.name, datatype=tensor.dtype, shape=given[tensor.name].shape)
-                    for tensor in (tensors.problem_ids, tensors.responses)
+                    for tensor in self.spec.requested
                 ],
                 outputs=[Message.InferRequestedOutputTensor(name=name) for name in wanted],
             )
-            learners, values = len(given[tensors.problem_ids.name]), tuple(given.values())
+            values = tuple(given.values())
+            learners = len(values[0])
             if carried:
                 message.raw_input_contents.extend(value.tobytes() for value in values)
             yield Request(start, learners, message, () if carried else values)
@@ -250,10 +248,9 @@ def _endpoint(url: object) -> str:
 
 def _limits(spec: Spec) -> list[tuple[str, int]]:
     """gRPC's limits on a message, in bytes: the largest request and the largest answer that the spec allows."""
-    tensors, learners = spec.tensors, spec.batching.max_batch_size
-    given = [(tensor, spec.batching.longest_history) for tensor in (tensors.problem_ids, tensors.responses)]
-    answers = (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities)
-    taken = [(tensor, spec.dims(tensor)[0]) for tensor in answers]
+    learners = spec.batching.max_batch_size
+    given = [(tensor, spec.batching.longest_history) for tensor in spec.requested]
+    taken = [(tensor, spec.dims(tensor)[0]) for tensor in spec.answered]
     sent, received = (
         learners * sum(length * np.dtype(triton_to_np_dtype(tensor.dtype)).itemsize for tensor, length in lengths)
         for lengths in (given, taken)

@@ -38,19 +38,18 @@ class SharedMemory:
     """
 
     def __init__(self, url: str, spec: Spec) -> None:
-        tensors, learners = spec.tensors, spec.batching.max_batch_size
+        learners = spec.batching.max_batch_size
         self._url = url
         self._spec = spec
         self._call = threading.Lock()
         self._regions: list[tuple[str, Region]] = []
         self._retired: list[str] = []
         # Twice the window, since clients send whole histories; what is longer travels over the socket.
-        inputs = (tensors.problem_ids, tensors.responses)
-        self._room = sum(_bytes(tensor, learners * 2 * spec.model.window) for tensor in inputs)
+        self._room = sum(_bytes(tensor, learners * 2 * spec.model.window) for tensor in spec.requested)
         self._offsets: dict[str, int] = {}
         self._sizes: dict[str, int] = {}  # bytes a learner
         self._end = 0
-        for tensor in (tensors.probabilities, tensors.next_problem_ids, tensors.next_problem_probabilities):
+        for tensor in spec.answered:
             self._offsets[tensor.name] = self._end
             self._sizes[tensor.name] = _bytes(tensor, spec.dims(tensor)[0])
             self._end += learners * self._sizes[tensor.name]
