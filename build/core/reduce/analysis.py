@@ -24,8 +24,8 @@ class Demand:
     >>> rows = Layout(time=1, batch=0)
     >>> Demand("row", rows).join(Demand("prefix", rows)).amount
     'prefix'
-    >>> Demand("row", rows).join(Demand("row", Layout(time=1, batch=0, offset=1))).amount
-    'prefix'
+    >>> Demand("row", rows).join(Demand("row", Layout(time=1, batch=0, offset=1))).layout.count
+    2
     """
 
     amount: Literal["row", "prefix", "whole"]
@@ -36,12 +36,14 @@ class Demand:
         """What satisfies both."""
         if self.layout is None or other.layout is None:
             return self if self.layout is None else other
-        if self.layout == other.layout:
-            return other if other.amount == "prefix" else self
-        if replace(self.layout, offset=0) == replace(other.layout, offset=0):
-            further = max(self.layout, other.layout, key=lambda layout: layout.offset)
-            return Demand("prefix", further, other.reader)
-        return Demand("whole", None, other.reader)
+        if self == replace(other, reader=self.reader):
+            return self
+        both = self.layout.union(other.layout)
+        if both is None:
+            return Demand("whole", None, other.reader)
+        if self.amount == other.amount == "row" and not both.merged:
+            return Demand("row", both, other.reader)
+        return Demand("prefix", replace(both, before=0, step=0), other.reader)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def analyse(
     def demand(value: ir.Value | None, wanted: Demand) -> None:
         if value is None:
             return
+        if wanted.amount == "prefix" and wanted.layout is not None:
+            wanted = replace(wanted, layout=replace(wanted.layout, before=0, step=0))
         if wanted.amount == "row" and wanted.layout is not None and wanted.layout not in rows.setdefault(value, []):
             rows[value].append(wanted.layout)
         before = found.demands.get(value)

@@ -17,7 +17,7 @@ from build.core.reduce.inputs import Input, Inputs, Role
 from build.core.reduce.layout import Kind, Layout, ReductionError
 from build.core.reduce.passes import check_opset, finish, is_valid, narrow, normalise
 from build.core.reduce.projection import distribute
-from build.core.reduce.rules import RECURRENT, rule_for
+from build.core.reduce.rules import RECURRENT, Filling, rule_for
 from build.core.reduce.rules.recurrent import is_zero_before
 from build.core.reduce.shapes import Dim, Shapes, fixed, spell
 from build.core.reduce.trim import trim
@@ -118,6 +118,7 @@ def reduce(
     while any(distribute(value, shapes, emitter) for value in found.mixed):
         TopologicalSortPass()(model)
         found = analyse(graph, target, wanted, shapes, kind, length_aware)
+    empty = _answers_empty(found, target, wanted, emitter, select)
     row = _rewrite(found, graph, target, wanted, emitter)
     # The name goes to the new output.
     name, target.name = output_name or str(target.name), f"{target.name}_every_row"
@@ -145,7 +146,7 @@ def reduce(
         before=before,
         after=cost(graph, after_shapes, time),
         time=time,
-        empty=_answers_empty(found, emitter, select),
+        empty=empty,
         trimmed=trimmed,
         tail=tail(graph, taken_rows, after_shapes),
         inputs=inputs,
@@ -216,7 +217,11 @@ def _rewrite(found: Analysis, graph: ir.Graph, target: ir.Value, wanted: Layout,
     made: dict[tuple[ir.Value, Layout], ir.Value] = {}
 
     def selected(value: ir.Value, layout: Layout) -> ir.Value:
-        if (value, layout) not in made:
+        node = value.producer()
+        every = found.plan[node][0] if node in found.plan else None
+        if (value, layout) not in made and every is not None:
+            made[value, layout] = emitter.part(made[value, every], every, layout)
+        elif (value, layout) not in made:
             row = emitter.select(value, layout)
             before_all = is_zero_before(value) and emitter.precedes(layout)
             made[value, layout] = emitter.or_zero(row, value, layout) if before_all else row
@@ -235,16 +240,27 @@ def _rewrite(found: Analysis, graph: ir.Graph, target: ir.Value, wanted: Layout,
     return selected(target, wanted)
 
 
-def _answers_empty(found: Analysis, emitter: Emitter, select: Select) -> bool:
+def _answers_empty(found: Analysis, target: ir.Value, wanted: Layout, emitter: Emitter, select: Select) -> bool:
     """Whether every part of the answer exists before the first row: rows that a Slice left out, or a zero state."""
     if select != "last":
         return False
-    states = (node for node in found.plan if node.op_type in RECURRENT)
-    rests = (
-        emitter.answers_nothing(rest.layout.offset) or (is_zero_before(rest.value) and emitter.precedes(rest.layout))
-        for rest in found.rests
-    )
-    return all(rests) and all(all(value is None for value in node.inputs[5:]) for node in states)
+    todo, seen = [(target, wanted)], {target}
+    while todo:
+        value, layout = todo.pop()
+        node = value.producer()
+        if node not in found.plan:
+            if not emitter.answers_nothing(layout.first) and not (is_zero_before(value) and emitter.precedes(layout)):
+                return False
+            continue
+        layout, needs = found.plan[node]
+        if node.op_type in RECURRENT and any(state is not None for state in node.inputs[5:]):
+            return False
+        if isinstance(rule_for(node, emitter.kind), Filling) and emitter.answers_nothing(layout.first):
+            continue  # of what it fills, nothing has to be there
+        more = [(value, needs.rows[n]) for n, value in enumerate(node.inputs) if n in needs.rows and value is not None]
+        todo += [pair for pair in more if pair[0] not in seen]
+        seen.update(value for value, _ in more)
+    return True
 
 
 def _described(rest: Rest, shapes: Shapes) -> str:

@@ -27,7 +27,7 @@ class Emitter:
     'y_2'
     >>> row = emitter.select(full.graph.inputs[0], Layout(time=1, batch=0))
     >>> [node.op_type for node in full.graph]
-    ['Tanh', 'Cast', 'Add', 'Max', 'Reshape', 'GatherND']
+    ['Tanh', 'Cast', 'Add', 'Reshape', 'Max', 'GatherND']
     """
 
     def __init__(self, model: ir.Model, shapes: Shapes, kind: Kind, lengths: ir.Value, counted: bool) -> None:
@@ -116,14 +116,52 @@ class Emitter:
         return self._vector(self.node("Concat", parts, "shape", axis=0), len(dims))
 
     def index(self, offset: int) -> ir.Value:
-        """INT64 [batch]: the wanted row's number, `offset` rows further on; 0 where there is none."""
+        """INT64 [batch]: the wanted row's number, `offset` rows further on; below 0 where there is none."""
         key = ("index", offset)
         if key not in self._cache:
             row = self.node("Cast", [self.lengths], "row_number", to=ir.DataType.INT64)
             if self._first + offset:
                 row = self.node("Add", [row, self.constant([self._first + offset])], "row_number")
-            self._cache[key] = self.node("Max", [row, self.constant([0])], "row_number")
+            self._cache[key] = row
         return self._cache[key]
+
+    def row_numbers(self, layout: Layout) -> ir.Value:
+        """INT64 [batch x inner, rows, 1]: the wanted rows' numbers, of which a tensor may not have all."""
+        row = self._repeated(self.index(layout.offset), layout.inner)
+        row = self.node("Reshape", [row, self.constant([-1, 1, 1])], "row_number")
+        if not layout.before:
+            return row
+        back = np.arange(-layout.before, 1, layout.step).reshape(-1, 1)
+        return self.node("Add", [row, self.constant(back)], "row_numbers")
+
+    def nearest(self, layout: Layout) -> ir.Value:
+        """The same, the first row's number in place of those in front of it."""
+        return self.node("Max", [self.row_numbers(layout), self.constant([0])], "row_number")
+
+    def exist(self, value: ir.Value, layout: Layout) -> ir.Value | None:
+        """BOOL, broadcasting to the wanted rows of a tensor: which of them it has; None where that is all."""
+        dims = self.shapes.of(value)
+        found = []
+        if not self.answers_nothing(layout.first):
+            found.append(self.node("GreaterOrEqual", [self.row_numbers(layout), self.constant([0])], "exist"))
+        if beyond(layout, dims, self.shapes):
+            found.append(self.node("Less", [self.row_numbers(layout), self.size(dims[layout.time])], "exist"))
+        if not found:
+            return None
+        every = found[0] if len(found) == 1 else self.node("And", found, "exist")
+        if layout.batch > layout.time:
+            every = self.node("Transpose", [every], perm=[1, 0, 2])
+        shape = [1] * len(dims)
+        shape[layout.batch], shape[layout.time] = -1, layout.count
+        every = self.node("Reshape", [every, self.constant(shape)], "exist")
+        every.dtype = ir.DataType.BOOL
+        return every
+
+    def part(self, rows: ir.Value, of: Layout, layout: Layout) -> ir.Value:
+        """Of the rows `of` a tensor those of `layout`."""
+        start, end = ((at - of.first) // of.step for at in (layout.first, layout.offset))
+        numbers = [[start], [end + 1], [layout.time], [max(layout.step // of.step, 1)]]
+        return self.node("Slice", [rows, *map(self.constant, numbers)], f"{rows.name}_part")
 
     def steps(self, offset: int, inner: int = 1) -> ir.Value:
         """INT32 [batch x inner]: how many rows there are up to the wanted one, itself included."""
@@ -131,6 +169,8 @@ class Emitter:
         steps = self.lengths
         if more:
             steps = self.node("Add", [steps, self.constant([more], np.int32)], "steps")
+        if more < 0:
+            steps = self.node("Max", [steps, self.constant([0], np.int32)], "steps")
         return self._repeated(steps, inner)
 
     def answers_nothing(self, offset: int) -> bool:
@@ -153,7 +193,7 @@ class Emitter:
         )
 
     def select(self, value: ir.Value, layout: Layout) -> ir.Value:
-        """The wanted row of a tensor, its time axis kept with size 1 (where merged with batch: batch alone)."""
+        """The wanted rows of a tensor along its time axis (where merged with batch: along both)."""
         dims = list(self.shapes.of(value))
         if layout.merged:
             row = self._row_of_merged(value, layout, dims)
@@ -162,13 +202,20 @@ class Emitter:
         elif without_batch(layout, dims, self.shapes):
             row = self._row_of_all(value, layout, dims)
         else:
-            row = self._row(value, layout, len(dims))
+            row = self._row(value, layout, dims)
         self.taken[row] = value
         return row
 
-    def _row(self, value: ir.Value, layout: Layout, rank: int) -> ir.Value:
-        index = self._repeated(self.index(layout.offset), layout.inner)
-        index = self.node("Reshape", [index, self.constant([-1, 1, 1])])
+    def _within(self, value: ir.Value, layout: Layout, dims: Sequence[Dim]) -> ir.Value:
+        """INT64 [batch x inner, rows, 1]: the wanted rows' numbers, or the nearest ones that the tensor has."""
+        index = self.nearest(layout)
+        if not beyond(layout, dims, self.shapes):
+            return index
+        size = self.node("Gather", [self.node("Shape", [value]), self.constant([layout.time])])
+        return self.node("Min", [index, self.node("Sub", [size, self.constant([1])])], "row_number")
+
+    def _row(self, value: ir.Value, layout: Layout, dims: Sequence[Dim]) -> ir.Value:
+        index, rank = self._within(value, layout, dims), len(dims)
         order = [layout.batch, layout.time, *(a for a in range(rank) if a not in (layout.batch, layout.time))]
         in_front = order == list(range(rank))
         front = value if in_front else self.node("Transpose", [value], perm=order)
@@ -189,8 +236,10 @@ class Emitter:
         split = self.node("Reshape", [value, self.shape([*before, *apart, *after])])
         self.shapes.set(split, (*before, *apart, *after))
         axes = (layout.time, layout.time + 1)
-        row = self._row(split, layout.moved(*(axes if layout.time_first else reversed(axes))), len(dims) + 1)
-        return self.node("Reshape", [row, self.shape([*before, self.shapes.batch, *after])])
+        row = self._row(split, layout.moved(*(axes if layout.time_first else reversed(axes))), self.shapes.of(split))
+        return self.node(
+            "Reshape", [row, self.shape([*before, tuple(n * layout.count for n in self.shapes.batch), *after])]
+        )
 
     def _row_of_all(self, value: ir.Value, layout: Layout, dims: list[Dim]) -> ir.Value:
         """A table without batch gets one: each history its own row of it."""
@@ -198,11 +247,14 @@ class Emitter:
         time, batch = layout.time + missing, layout.batch + missing
         if missing:
             value = self.node("Unsqueeze", [value, self.constant(list(range(missing)))])
-        index = self._repeated(self.index(layout.offset), layout.inner)
+        index = self._within(value, layout.moved(time, batch), [(1,)] * missing + dims)
+        index = self.node("Reshape", [index, self.constant([-1, layout.count])])
         row = self.node("Gather", [value, index], f"{value.name}_row", axis=time)
-        order = list(range(len(dims) + missing))
-        order[time], order[batch] = order[batch], order[time]
-        return self.node("Transpose", [row], perm=order)
+        # In place of time there are batch and rows now; the axis of size 1 that batch takes the place of goes behind.
+        order = [axis + (axis > time) for axis in range(len(dims) + missing)]
+        empty, order[time], order[batch] = order[batch], time + 1, time
+        row = self.node("Transpose", [row], perm=[*order, empty])
+        return self.node("Squeeze", [row, self.constant([len(order)])])
 
     def _pool(self, value: ir.Value, layout: Layout, dims: list[Dim]) -> ir.Value:
         """Mean or maximum over the valid rows."""
@@ -282,6 +334,18 @@ def without_batch(layout: Layout, dims: Sequence[Dim], shapes: Shapes) -> bool:
     if layout.merged:
         return False
     return layout.batch < 0 or (one(dims[layout.batch]) and not one(shapes.batch))
+
+
+def beyond(layout: Layout, dims: Sequence[Dim], shapes: Shapes) -> bool:
+    """Whether the wanted row of a tensor may lie behind its last one.
+
+    >>> from build.core.reduce.example import model, shapes_of
+    >>> shapes = shapes_of(model("y = Tanh(x)"))
+    >>> beyond(Layout(time=1, batch=0, offset=1), [shapes.batch, shapes.time], shapes)
+    True
+    """
+    size = layout.rows if layout.merged else dims[layout.time]
+    return any(layout.offset > rows - time for rows, time in zip(size, shapes.time, strict=True))
 
 
 def _axis(model: ir.Model, shapes: Shapes, dim: Dim) -> tuple[ir.Value, int]:

@@ -80,13 +80,21 @@ def normalise(model: ir.Model) -> None:
         for value in node.outputs:
             value.shape = None  # exporters note sizes that only the example had; folding would believe them
     if file.weights(model) < file.PROTOBUF_LIMIT:
-        optimizer.fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+        optimizer.fold_constants(
+            model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_is_few_numbers
+        )
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         _untype_sequences(model.graph)
     OutputFixPass()(model)
     _eliminate_identities(model)
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
+
+
+def _is_few_numbers(node: ir.Node) -> bool | None:
+    """Whether it is what exporters write how much is padded with: left alone otherwise, as it may be large."""
+    size = node.inputs[0].const_value if node.op_type == "ConstantOfShape" and node.inputs[0] is not None else None
+    return True if size is not None and 0 <= size.numpy().prod() <= 16 else None
 
 
 def narrow(model: ir.Model) -> None:

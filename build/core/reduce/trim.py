@@ -29,7 +29,8 @@ def trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, emi
     demands = {value: found.demands[value] for value in sequences if value in found.demands}
     if fixed(shapes.time) or any(d.amount == "whole" and sequences[value] for value, d in demands.items()):
         return False
-    offset = max((d.layout.offset for d in demands.values() if d.layout is not None), default=0)
+    # What needs fewer rows than the answer has is padded to as many: the rows left have to be enough for that as well.
+    offset = max([0, *(d.layout.offset for d in demands.values() if d.layout is not None)])
     if all(d.amount == "row" for d in demands.values()) or any(len(axes) > 1 for axes in sequences.values()):
         return False
     # Whatever is needed whole and grows with time may count the rows, even if it is made of ones.

@@ -7,7 +7,7 @@ default is the same operator on the selected inputs: the time axis stays, with s
 from build.core.reduce.rules.attention import Attention
 from build.core.reduce.rules.axes import AlongAxis, BatchNormalization, Normalization, Reduction, SkipNormalization
 from build.core.reduce.rules.base import Rule
-from build.core.reduce.rules.convolution import Convolution
+from build.core.reduce.rules.convolution import Convolution, Filling, Pad, Pooling
 from build.core.reduce.rules.elementwise import Dropout, Elementwise
 from build.core.reduce.rules.lookup import Gather
 from build.core.reduce.rules.products import Gemm, MatMul
@@ -26,10 +26,13 @@ __all__ = [
     "Dropout",
     "Elementwise",
     "Expand",
+    "Filling",
     "Gather",
     "Gemm",
     "MatMul",
     "Normalization",
+    "Pad",
+    "Pooling",
     "Recurrent",
     "Reduction",
     "Regrouping",

@@ -70,7 +70,7 @@ class Attention(Rule):
         dims = emitter.shapes.of(key)
         count = emitter.size(dims[2 if len(dims) == 4 else 1])
         numbers = emitter.node("Range", [emitter.scalar(0), emitter.node("Squeeze", [count]), emitter.scalar(1)])
-        row = emitter.node("Reshape", [emitter.index(layout.offset), emitter.constant([-1, 1, 1, 1])])
+        row = emitter.node("Reshape", [emitter.nearest(layout), emitter.constant([-1, 1, layout.count, 1])])
         seen = emitter.node("LessOrEqual", [numbers, row], "causal_mask")
         mask = inputs[3] if len(inputs) > 3 else None
         given = node.inputs[3] if len(node.inputs) > 3 else None

@@ -111,7 +111,7 @@ def constant(value: ir.Value | None) -> list[int] | None:
 
 
 def row_shape(dims: Sequence[Dim], layout: Layout, shapes: Shapes) -> list[Dim]:
-    """A tensor's axes when only the wanted row is left.
+    """A tensor's axes when only the wanted rows are left.
 
     >>> from build.core.reduce.example import model, shapes_of
     >>> shapes = shapes_of(model("y = Tanh(x)"))
@@ -120,5 +120,5 @@ def row_shape(dims: Sequence[Dim], layout: Layout, shapes: Shapes) -> list[Dim]:
     '[batch, 1]'
     """
     row = list(dims)
-    row[layout.time] = shapes.batch if layout.merged else (1,) * len(shapes.time)
+    row[layout.time] = tuple(n * layout.count for n in (shapes.batch if layout.merged else (1,) * len(shapes.time)))
     return row

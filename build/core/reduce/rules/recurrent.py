@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from build.core.reduce.emitter import Emitter
+from build.core.reduce.emitter import Emitter, beyond
 from build.core.reduce.layout import Kind, Layout, Needs, Stop
 from build.core.reduce.rules.base import Inputs, Rule
 from build.core.reduce.shapes import Shapes, one
@@ -44,6 +44,8 @@ class Recurrent(Rule):
         # A batch fixed at 1 may have changed places with the direction, which has size 1 as well.
         if layout.merged or layout.time != 0 or (layout.batch != 2 and not one(shapes.batch)):
             raise Stop("time is not its first axis")
+        if kind == "row" and (layout.before or beyond(layout, shapes.of(node.outputs[0]), shapes)):
+            raise Stop("more rows than the one that it ends at are wanted")
         return Needs(prefixes={0: layout.moved(0, 1)})
 
     def emit(self, node: ir.Node, inputs: Inputs, layout: Layout, emitter: Emitter) -> list[ir.Value]:

@@ -8,7 +8,7 @@ from build.core.reduce.layout import Kind, Stop
 from build.core.reduce.rules.attention import Attention
 from build.core.reduce.rules.axes import AlongAxis, BatchNormalization, Normalization, Reduction, SkipNormalization
 from build.core.reduce.rules.base import Rule
-from build.core.reduce.rules.convolution import Convolution
+from build.core.reduce.rules.convolution import Convolution, Pad, Pooling
 from build.core.reduce.rules.elementwise import Dropout, Elementwise
 from build.core.reduce.rules.lookup import Gather
 from build.core.reduce.rules.products import Gemm, MatMul
@@ -20,7 +20,7 @@ RULES: dict[str, Rule] = {
     for rule in (
         *(Elementwise(), Dropout(), MatMul(), Gemm(), AlongAxis(), Normalization(), SkipNormalization(), Reduction()),
         *(BatchNormalization(), Transpose(), Reshape(), Expand(), Concat(), Split(), Slice(), Gather(), Attention()),
-        *(Recurrent(), Convolution()),
+        *(Recurrent(), Convolution(), Pooling(), Pad()),
     )
     for name in rule.op_types
 }

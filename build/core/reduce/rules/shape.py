@@ -245,11 +245,12 @@ class Slice(Rule):
       Slice  y_row [batch, 1, 1]
         GatherND  x_row [batch, 1, 2]
           <- x [batch, time, 2]: it is an input
-    >>> numbers = "int64[6] one_in_front = {0, 1, 0, 0, 0, 0}, int64[1] one = {1}, int64[1] end = {9999}"
-    >>> print(cut("z = Pad(x, one_in_front)  y = Slice(z, one, end, one)", weights=numbers).tail)
+    >>> numbers = "int64[1] one = {1}, int64[1] end = {9999}"
+    >>> print(cut("z = Concat<axis = 1>(o, x)  y = Slice(z, one, end, one)",
+    ...           "float[batch, 1, 2] o, float[batch, time, 2] x", numbers).tail)
     Squeeze  y [batch, 2]
       GatherND  z_row [batch, 1, 2]
-        <- z [batch, time + 1, 2]: no rule knows how it treats time
+        <- z [batch, time + 1, 2]: it works along time (axis 1)
     """
 
     op_types: ClassVar[tuple[str, ...]] = ("Slice",)
@@ -278,6 +279,8 @@ class Slice(Rule):
         if layout.batch in cut and not layout.merged:
             raise Stop("it cuts the batch axis")
         if layout.time not in cut:
+            if cut and layout.before and layout.time in (axis % len(inner) for axis in numbers):
+                raise Stop("it cuts another axis, and goes from end to end of time as well")
             return None
         if first is None:
             raise Stop("where it begins in time is computed")

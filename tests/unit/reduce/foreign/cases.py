@@ -89,9 +89,9 @@ BOTH = ("dynamo", "script")
 TABLE = {
     "bidirectional LSTM": Case(Bidirectional, "it reads the sequence from its end too", ahead=True, by=BOTH),
     "GRU on a bidirectional LSTM": Case(StackedBidirectional, AT_ITS_STATE, ahead=True),
-    "convolution and LSTM": Case(ConvLSTM, AT_ITS_STATE),
-    "WaveNet": Case(WaveNet, "it works along time", selects=POOLED),
-    "depthwise convolution": Case(Depthwise, "it works along time"),
+    "convolution and LSTM": Case(ConvLSTM, AT_ITS_STATE, trimmed=True),
+    "WaveNet": Case(WaveNet, "it is an input", by=BOTH),
+    "depthwise convolution": Case(Depthwise, "it is an input", by=BOTH),
     "causal encoder": Case(partial(Encoder, True), READ_IN_FULL, by=("dynamo",), selects=POOLED),
     "encoder": Case(partial(Encoder, False), READ_IN_FULL, ahead=True, by=("dynamo",)),
     "interleaved tokens": Case(
@@ -123,8 +123,8 @@ TABLE = {
     "attention pooling": Case(AttentionPooling, AT_ITS_STATE, ahead=True),
     "group norm over time": Case(GroupNormalised, AT_ITS_STATE, ahead=True),
     "backwards": Case(Backwards, "it counts time from the end, or leaves steps out", ahead=True),
-    "the answer before": Case(partial(Shifted, 1), AT_ITS_STATE, inputs=2),
-    "the answer behind": Case(partial(Shifted, -1), AT_ITS_STATE, ahead=True, inputs=2),
+    "the answer before": Case(partial(Shifted, 1), AT_ITS_STATE, trimmed=True, inputs=2),
+    "the answer behind": Case(partial(Shifted, -1), AT_ITS_STATE, trimmed=True, ahead=True, inputs=2),
     "positions as a share of time": Case(Progress, AT_ITS_STATE),
     "positions from the end": Case(Countdown, AT_ITS_STATE),
     "states as a share of time": Case(Scaled, AT_ITS_STATE),
