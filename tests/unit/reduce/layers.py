@@ -108,13 +108,37 @@ def recurrent_with_lengths(m: Composition, x: Tensor) -> Tensor:
 
 
 def causal_convolution(m: Composition, x: Tensor) -> Tensor:
-    dilation = m.number(1, 3, "dilation")
-    made = m.op(
-        *("Conv", m.op("Transpose", x[0], perm=[0, 2, 1]), m.weight(4, x[1], 3)),
-        pads=[2 * dilation, 0],
-        dilations=[dilation],
-    )
-    return m.op("Transpose", made, perm=[0, 2, 1]), 4
+    """One or several, dilated, with the padding where people put it; pooled at last."""
+    made, width = m.op("Transpose", x[0], perm=[0, 2, 1]), x[1]
+    for _ in range(m.number(1, 3, "convolutions")):
+        kernel, dilation = m.number(1, 3, "kernel"), m.number(1, 4, "dilation")
+        reach = (kernel - 1) * dilation
+        m.marks.add(reach + 1)
+        way = m.choose("pads", "Pad", "chomp", label="padding")
+        read = m.op("Pad", made, [0, 0, reach, 0, 0, 0], m.weight()) if way == "Pad" else made
+        pads = {"pads": [reach, 0], "Pad": [0, 0], "chomp": [reach, reach]}[str(way)]
+        read = m.op("Conv", read, m.weight(4, width, kernel), pads=pads, dilations=[dilation])
+        if way == "chomp" and reach:
+            read = m.op("Slice", read, [0], [-reach], [2])
+        made, width = m.op("Add", made, read) if width == 4 and m.flag("residual") else read, 4
+    if m.flag("pooled"):
+        made = m.op("MaxPool", made, kernel_shape=[3], pads=[2, 0])
+    return m.op("Transpose", made, perm=[0, 2, 1]), width
+
+
+def row_before(m: Composition, x: Tensor) -> Tensor:
+    """Rows further up beside each, moved by padding."""
+    by = m.number(1, 5, "rows before")
+    m.marks.add(by)
+    return m.op("Add", x[0], m.op("Slice", m.op("Pad", x[0], [0, by, 0, 0, 0, 0]), [0], [-by], [1])), x[1]
+
+
+def row_behind(m: Composition, x: Tensor) -> Tensor:
+    """The next row beside each, or a convolution that looks at both sides."""
+    if m.flag("convolution"):
+        made = m.op("Conv", m.op("Transpose", x[0], perm=[0, 2, 1]), m.weight(x[1], x[1], 3), pads=[1, 1])
+        return m.op("Transpose", made, perm=[0, 2, 1]), x[1]
+    return m.op("Add", x[0], m.op("Slice", m.op("Pad", x[0], [0, 0, 0, 0, 1, 0]), [1], [100000], [1])), x[1]
 
 
 def cumulative(m: Composition, x: Tensor) -> Tensor:
@@ -326,6 +350,6 @@ def interleaved(m: Composition, x: Tensor) -> Tensor:
 CAUSAL: tuple[Layer, ...] = (
     *(embedding, positions, causal_attention, causal_attention, cross_attention, of_states, static_features),
     *(normalized_residual, recurrent_with_lengths, recurrent_with_lengths, causal_convolution, cumulative, masked),
-    *(halved, by_other_axis, interleaved, loop, regrouped, in_chunks),
+    *(halved, by_other_axis, interleaved, loop, regrouped, in_chunks, causal_convolution, row_before),
 )
-ANY: tuple[Layer, ...] = (*CAUSAL, summary, own_history, by_size, by_values, branch, *BLOCKS)
+ANY: tuple[Layer, ...] = (*CAUSAL, summary, own_history, row_behind, by_size, by_values, branch, *BLOCKS)

@@ -70,6 +70,16 @@ def previous() -> ir.Model:
     return g.model(g.op("Tanh", g.op("Slice", longer, [0], [-1], [1])))
 
 
+def stack() -> ir.Model:
+    """Dilated convolutions, two layers deep, each padded in front."""
+    g = Graph()
+    x = g.op("Transpose", embedded(g), perm=[0, 2, 1])
+    for dilation in (1, 3):
+        made = g.op("Conv", x, g.weight(4, 4, 2), g.weight(4), pads=[dilation, 0], dilations=[dilation])
+        x = g.op("Add", x, g.op("Sigmoid", made))
+    return g.model(g.op("Transpose", x, perm=[0, 2, 1]))
+
+
 def rising() -> ir.Model:
     """Rows that grow with their number: the largest is the last valid one."""
     g = Graph()

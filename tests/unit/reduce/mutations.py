@@ -156,6 +156,11 @@ def skip_check(*_: object) -> None:
     """No axis is in the way."""
 
 
+def seen_otherwise(change: Callable[[Layout], Layout]) -> Fault:
+    """What a window looks at, changed."""
+    return swapped(Layout, "seen", lambda seen: lambda *given, **named: change(seen(*given, **named)))
+
+
 def parts_turned(parts: Callable[..., list[Part] | None]) -> Callable[..., list[Part] | None]:
     """Parts of a projection change places: each takes the columns from the end that it should take from the beginning."""
 

@@ -6,6 +6,7 @@ Each fault goes with a model whose cut it spoils. Without the fault the model is
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from tests.unit.reduce.models import (
     share,
     shifted,
     square,
+    stack,
     sums,
     time_first_rows,
     vocabulary,
@@ -55,6 +57,7 @@ from tests.unit.reduce.mutations import (
     parts_turned,
     replaced,
     rounded,
+    seen_otherwise,
     shape_of,
     shift_rule,
     skip_check,
@@ -136,6 +139,30 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
     "an encoder's states cut as the rows are": (encoder, cut_by_longest("states"), "last"),
     "time counted in place of an encoder's steps": (
         *(partial(encoder, True), edited(lambda p: shape_of(p, "states", "ids"))),
+        "last",
+    ),
+    "padding left to the first row": (stack, swapped(Emitter, "exist", lambda _: lambda *_: None), "last"),
+    "padding set in the first layer alone": (
+        *(stack, swapped(Emitter, "exist", lambda f: lambda e, v, at: f(e, v, at) if at.before > 3 else None)),
+        "row",
+    ),
+    "a window a row too far on": (
+        *(stack, seen_otherwise(lambda one: replace(one, offset=one.offset + 1))),
+        "row",
+    ),
+    "a window a row too far back": (
+        *(stack, seen_otherwise(lambda one: replace(one, offset=one.offset - 1))),
+        "last",
+    ),
+    "of a window the first rows alone": (
+        *(
+            stack,
+            swapped(
+                Emitter,
+                "part",
+                lambda part: lambda e, rows, of, at: part(e, rows, of, replace(at, offset=of.first + at.before)),
+            ),
+        ),
         "last",
     ),
     "the answer transposed": (square, behind_answer("Transpose", perm=[0, 2, 1]), "last"),
