@@ -13,6 +13,9 @@ from build.core.reduce.layout import Kind, Layout, Needs, Stop
 from build.core.reduce.rules.base import Inputs, Rule, check_apart, check_known, constant
 from build.core.reduce.shapes import Dim, Shapes, fixed
 
+# Types that ONNX Runtime has a Where for on the CPU.
+_FILLED = tuple(ir.DataType[name] for name in ("FLOAT", "DOUBLE", "FLOAT16", "INT8", "UINT8", "INT32", "INT64"))
+
 
 @dataclass(frozen=True)
 class Window:
@@ -58,6 +61,8 @@ class Filling(Rule):
             raise Stop("it works along the axis that batch and time share")
         if kind == "row" and rows.count > 1 and rows.count >= max(dims[rows.time]):
             raise Stop(f"it looks at {rows.count} rows, and there are no more")
+        if value.dtype not in _FILLED:
+            raise Stop(f"its padding is of {value.dtype}, among which ONNX Runtime does not choose")
         if beyond(rows, dims, shapes):
             check_known([dims[rows.time]], shapes)
         return Needs({0: rows})
@@ -170,7 +175,7 @@ class Pooling(Convolution):
         needs = super().needs(node, layout, shapes, kind)
         over = self._over_time(Window.each(node, self.kernel(node, shapes)), layout)
         counted = node.op_type == "MaxPool" or node.attributes.get_int("count_include_pad", 0) == 1
-        if over is not None and any(over.pads) and not counted:
+        if kind == "row" and over is not None and any(over.pads) and not counted:
             raise Stop("its first means are of fewer rows (count_include_pad = 0)")
         return needs
 

@@ -379,3 +379,31 @@ def test_a_layer_that_would_have_to_go_beyond_its_end_keeps_the_selection_above_
     g = Graph()
     after = g.op("Slice", g.op("Pad", layer(g, "LSTM", g.sequence(4), 4, 3), [0, 0, 0, 0, 2, 0]), [2], [2**62], [1])
     assert_rests(check(g.model(after)), "LSTM", "more rows than the one that it ends at")
+
+
+@pytest.mark.parametrize(("batch", "time"), [(1, 20), ("batch", 20), (1, "time")])
+@pytest.mark.parametrize("way", WAYS)
+def test_sizes_may_be_fixed(batch, time, way):
+    g = Graph()
+    x = channels_first(g, g.input("x", batch, time, 4))
+    for dilation in (1, 3):
+        x = g.op("Add", x, causal(g, x, 4, 4, dilation=dilation, way=way))
+    sizes = [(1, 20)] if time == 20 else [(1, 1), (1, 5), (1, 29)]
+    reduction = check(g.model(channels_first(g, x)), sizes=sizes)
+    assert [rest.split()[0] for rest in reduction.rests] == ["x"]
+
+
+def test_a_convolution_of_every_head_computes_the_row_of_each():
+    """Heads are entries of the batch."""
+    g = Graph()
+    inner = g.op("Concat", [-1], g.size(g.sequence(4), 1), [2], axis=0)
+    x = causal(g, channels_first(g, g.op("Reshape", heads(g, "x", 2, 2), inner)), 2, 2, dilation=2)
+    outer = g.op("Concat", [-1, 2], g.size("x", 1), [2], axis=0)
+    assert_sank(check(g.model(joined(g, g.op("Reshape", channels_first(g, x), outer), 4))), "Conv")
+
+
+def test_rows_of_a_type_that_cannot_be_filled_keep_the_selection_above_them():
+    g = Graph()
+    positive = g.op("Greater", g.sequence(4), np.array(0, np.float32))
+    before = g.op("Slice", g.op("Pad", positive, [0, 1, 0, 0, 0, 0], np.array(True)), [0], [-1], [1])
+    assert_rests(check(g.model(g.op("Cast", before, to=1))), "Pad", "BOOL")
