@@ -20,7 +20,9 @@ def reduce(
     time_axis: Annotated[
         int, typer.Option("--time-axis", min=0, help="The output's axis of time; batch is 0, or 1 where time is 0")
     ] = 1,
-    output: Annotated[str | None, typer.Option("--output", help="Which output [default: the first]")] = None,
+    output: Annotated[
+        list[str] | None, typer.Option("--output", help="Which output [default: the first; repeatable]")
+    ] = None,
     window: Annotated[
         int, typer.Option("--window", min=1, help="Rows that the model takes at most; costs are counted for them")
     ] = 512,

@@ -9,7 +9,7 @@ whether a wrong row would have been seen.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def prove(
     full: Path,
     reduced: Path,
     inputs: Inputs,
-    output: str,
+    outputs: str | Sequence[str],
     select: Select = "last",
     time_axis: int = 1,
     allowed: float = TOLERANCE,
@@ -140,7 +140,7 @@ def prove(
 
     Args:
         inputs: of the full model.
-        output: of the full model, the one that was reduced.
+        outputs: of the full model, the ones that were reduced, in the order of the reduced model's. Each is compared.
         allowed: how far they may part, of the answers' spread.
 
     Raises:
@@ -150,12 +150,13 @@ def prove(
     if inputs.unknown:
         raise ReductionError(_undeclared(inputs))
     # The full model is the measure: ONNX Runtime's fusions believe sizes that exporters note and only the example had.
-    whole = _Full(open_session(full, optimised=False), inputs, output, select, time_axis)
+    names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    whole = _Full(open_session(full, optimised=False), inputs, names, select, time_axis)
     row = open_session(reduced)
     index = next(i.name for i in row.get_inputs() if i.name not in {i.name for i in whole.session.get_inputs()})
     todo = cases(inputs)
     worst = dependence = 0.0
-    telling = []
+    telling: dict[str, list[bool]] = {}
     for done, case in enumerate(todo):
         progress(done / len(todo), f"batch {case.batch}, time {case.time}")
         rng = np.random.default_rng(case.seed)
@@ -166,14 +167,17 @@ def prove(
         question = Question(sizes, lengths, number, inputs.draw(sizes, lengths, rng, _SCALES[done % len(_SCALES)]))
         rows = whole.rows(question)
         wanted = whole.selected(rows, number)
-        got = run(row, {**question.feeds, index: number - (select == "row")}, sizes)[0]
-        if got.shape != wanted.shape or got.dtype != wanted.dtype:
-            raise ReductionError(
-                f"the reduced model answers {got.dtype} {list(got.shape)} in place of {wanted.dtype} {list(wanted.shape)} "
-                f"(batch {case.batch}, time {case.time}). Nothing was written; please report the model"
-            )
-        scale = _scale(rows)
-        difference = _apart(got, wanted) / scale
+        scales = [_scale(every) for every in rows]
+        answers = run(row, {**question.feeds, index: number - (select == "row")}, sizes)
+        difference = 0.0
+        for got, expected, scale in zip(answers, wanted, scales, strict=True):
+            if got.shape != expected.shape or got.dtype != expected.dtype:
+                raise ReductionError(
+                    f"the reduced model answers {got.dtype} {list(got.shape)} in place of {expected.dtype} "
+                    f"{list(expected.shape)} (batch {case.batch}, time {case.time}). Nothing was written; please report the "
+                    "model"
+                )
+            difference = _largest(difference, _apart(got, expected) / scale)
         worst = max(worst, difference)
         if not difference <= allowed:  # a NaN fails too
             raise ReductionError(
@@ -181,17 +185,23 @@ def prove(
                 f"time {case.time}); allowed is {allowed:.0e}. Nothing was written; please report the model"
             )
         if case.time > 1:
-            other = whole.selected(rows, np.where(number > 1, number - 1, 2))
+            others = whole.selected(rows, np.where(number > 1, number - 1, 2))
             with np.errstate(invalid="ignore"):
-                telling.append(bool((np.abs(_numbers(other) - _numbers(wanted)) > _TELLING * allowed * scale).any()))
-        for company, answer, same in whole.elsewhere(question, rng):
-            effect = _apart(answer, wanted[same]) / scale
+                for output, other, expected, scale in zip(names, others, wanted, scales, strict=True):
+                    apart = np.abs(_numbers(other) - _numbers(expected))
+                    telling.setdefault(output, []).append(bool((apart > _TELLING * allowed * scale).any()))
+        for company, elsewhere, same in whole.elsewhere(question, rng):
+            effect = 0.0
+            for answer, expected, scale in zip(elsewhere, wanted, scales, strict=True):
+                effect = _largest(effect, _apart(answer, expected[same]) / scale)
             dependence = max(dependence, effect)
             if not effect <= allowed:
                 raise ReductionError(_dependent(company, effect, allowed, case, inputs))
-    if sum(telling) < len(telling) / 2:
+    silent = [output for output, told in telling.items() if sum(told) < len(told) / 2]
+    if silent:
         raise ReductionError(
-            "the comparison says nothing: with what was fed, neighbouring rows of the full model's answer are the same, or "
+            "the comparison says nothing: with what was fed, neighbouring rows of the full model's answer "
+            f"{', '.join(silent)} are the same, or "
             f"are no numbers. Fed were {'; '.join(map(str, inputs.every))}. Declare what the inputs really hold: "
             f"{_DECLARE}"
         )
@@ -220,40 +230,43 @@ class _Full:
 
     session: ort.InferenceSession
     inputs: Inputs
-    output: str
+    outputs: tuple[str, ...]
     select: Select
     time_axis: int
 
-    def rows(self, question: Question) -> Array:
-        """Every row, [batch, time, ...]."""
+    def rows(self, question: Question) -> list[Array]:
+        """Every row of each output, [batch, time, ...]."""
         answers = run_far(self.session, self.inputs, question.feeds, question.sizes)
         named = dict(zip((value.name for value in self.session.get_outputs()), answers, strict=True))
-        return np.moveaxis(named[self.output], self.time_axis, 1)
+        return [np.moveaxis(named[output], self.time_axis, 1) for output in self.outputs]
 
-    def selected(self, rows: Array, number: Array) -> Array:
+    def selected(self, rows: Sequence[Array], number: Array) -> list[Array]:
         """What is wanted of them, [batch, ...]."""
         pick: dict[str, Callable[[Array], Array]] = {
             "mean": lambda valid: valid.mean(0),
             "max": lambda valid: valid.max(0),
         }
         with np.errstate(invalid="ignore"):
-            return np.stack(
-                [pick.get(self.select, lambda valid: valid[-1])(r[:n]) for r, n in zip(rows, number, strict=True)]
-            )
+            return [
+                np.stack(
+                    [pick.get(self.select, lambda valid: valid[-1])(r[:n]) for r, n in zip(each, number, strict=True)]
+                )
+                for each in rows
+            ]
 
-    def elsewhere(self, question: Question, rng: np.random.Generator) -> Iterator[tuple[str, Array, Array]]:
+    def elsewhere(self, question: Question, rng: np.random.Generator) -> Iterator[tuple[str, list[Array], Array]]:
         """The same histories in other company: what is other, the answers, and whose of the batch they are."""
         everyone = np.arange(len(question.lengths))
         one = everyone[-1:]
         if len(everyone) > 1:  # before the noise, which is their neighbours' too
-            yield _NEIGHBOURS, self._answer(self._beside(question, one, rng))[one], one
+            yield _NEIGHBOURS, [answer[one] for answer in self._answer(self._beside(question, one, rng))], one
         if self.select != "row" and question.sizes[TIME] > 1:
             yield _NOISE, self._answer(self._beside(question, everyone, rng)), everyone
         if BATCH not in self.inputs.fixed and TIME not in self.inputs.fixed:
             for mine in everyone[:, None]:
                 yield _PADDING, self._answer(self._alone(question, mine)), mine
 
-    def _answer(self, question: Question) -> Array:
+    def _answer(self, question: Question) -> list[Array]:
         return self.selected(self.rows(question), question.number)
 
     def _beside(self, question: Question, those: Array, rng: np.random.Generator) -> Question:
@@ -323,6 +336,11 @@ def _apart(one: Array, other: Array) -> float:
     a, b = _numbers(one), _numbers(other)
     with np.errstate(invalid="ignore"):
         return float(np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b)).max(initial=0.0))
+
+
+def _largest(one: float, other: float) -> float:
+    """The larger of two differences, and what is no number before any."""
+    return float(np.maximum(one, other))
 
 
 def _undeclared(inputs: Inputs) -> str:

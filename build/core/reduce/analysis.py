@@ -6,6 +6,7 @@ operator is looked at: the walk goes against the direction of computation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -71,17 +72,28 @@ class Analysis:
 
 
 def analyse(
-    graph: ir.Graph, output: ir.Value, layout: Layout, shapes: Shapes, kind: Kind, length_aware: bool = True
+    graph: ir.Graph,
+    outputs: Sequence[ir.Value],
+    layout: Layout,
+    shapes: Shapes,
+    kind: Kind,
+    length_aware: bool = True,
+    supposed: Rest | None = None,
 ) -> Analysis:
-    """Walk the graph, whose nodes are in the order of computation. length_aware: whether recurrent layers may stop early.
+    """Walk the graph, whose nodes are in the order of computation.
 
     >>> from build.core.reduce.example import model, shapes_of
     >>> full = model("s = CumSum(x, axis)  z = Tanh(s)  y = Neg(z)", weights="int64 axis = {1}")
-    >>> found = analyse(full.graph, full.graph.outputs[0], Layout(time=1, batch=0), shapes_of(full), "row")
+    >>> found = analyse(full.graph, full.graph.outputs, Layout(time=1, batch=0), shapes_of(full), "row")
     >>> [node.op_type for node in found.plan]
     ['Neg', 'Tanh']
     >>> [(rest.value.name, rest.reason) for rest in found.rests]
     [('s', 'it works along time (axis 1)')]
+
+    Args:
+        outputs: of which the row under `layout` is wanted.
+        length_aware: whether recurrent layers may stop early.
+        supposed: a rest of an earlier walk: as if its row were enough, and the row of what its operator reads.
     """
     found = Analysis()
     rows: dict[ir.Value, list[Layout]] = {}
@@ -108,7 +120,8 @@ def analyse(
             elif node.op_type != "Shape":  # which reads sizes, and those are the inputs' whatever becomes of the rows
                 demand(value, Demand("whole", None, node))
 
-    demand(output, Demand("row", layout))
+    for output in outputs:
+        demand(output, Demand("row", layout))
     for node in reversed(graph):
         used = [value for value in node.outputs if value in found.demands]
         if not used:
@@ -116,15 +129,19 @@ def analyse(
         wanted = found.demands[used[0]]
         for value in used[1:]:
             wanted = wanted.join(found.demands[value])
+        suppose = supposed is not None and supposed.value in used
+        if supposed is not None and suppose:
+            wanted = Demand("row", supposed.layout)
         inside = wanted.layout
         if wanted.amount == "row" and inside is not None:
+            needs: Needs | None
             try:
                 if node.op_type in RECURRENT and not length_aware:
                     raise Stop("it is to compute the whole window")
                 needs = _needs(node, used, inside, shapes, kind)
             except Stop as stop:
-                reason = str(stop)
-            else:
+                needs, reason = _same_rows(node, inside, shapes) if suppose else None, str(stop)
+            if needs is not None:
                 found.plan[node] = inside, needs
                 pass_on(node, needs, "row")
                 continue
@@ -148,13 +165,32 @@ def analyse(
 
 
 def _needs(node: ir.Node, used: list[ir.Value], layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
-    if not all(shapes.known(value) for value in [*used, *node.inputs] if value is not None):
+    known = all(shapes.known(value) for value in [*used, *node.inputs] if value is not None)
+    # The rows that a loop collects may be no tensor: what there is to say of it is said of the loop.
+    for made in (node, *([] if known else map(_producer, node.inputs))):
+        if made is not None and made.op_type in ("Loop", "Scan"):
+            rule_for(made, kind)
+    if not known:
         raise Stop("its shape, or that of an input, is not the same kind in every run")
     if without_batch(layout, shapes.of(used[0]), shapes):
         raise Stop("it is the same for the whole batch")
     if used != [node.outputs[0]] and node.op_type != "Split":
         raise Stop("another of its outputs is read too")
     return rule_for(node, kind).needs(node, layout, shapes, kind)
+
+
+def _same_rows(node: ir.Node, layout: Layout, shapes: Shapes) -> Needs:
+    """The row of every input that has batch and time, wherever they are."""
+    rows = {}
+    for number, value in enumerate(node.inputs):
+        dims = shapes.of(value) if value is not None and shapes.known(value) else ()
+        if shapes.time in dims and shapes.batch in dims and not layout.merged:
+            rows[number] = layout.moved(dims.index(shapes.time), dims.index(shapes.batch))
+    return Needs(rows=rows)
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
 
 
 def _named(node: ir.Node | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +22,7 @@ from build.core.reduce.rules import RECURRENT, Filling, rule_for
 from build.core.reduce.rules.recurrent import is_zero_before
 from build.core.reduce.shapes import Dim, Shapes, fixed, spell
 from build.core.reduce.trim import trim
+from build.core.reduce.worth import worth
 
 Select = Literal["last", "row", "mean", "max"]
 
@@ -33,16 +35,18 @@ class Reduction:
         model: the inputs of the full one and, as INT32 [batch], `lengths` (valid rows) or `row` (which row), to
             [batch, ...] without the time axis. Integer inputs are INT32.
         rests: where the row is taken, and why there.
+        worths: of each rest the predicted milliseconds that are spent on other rows because of it.
         before, after: costs for a batch of one, of `time` rows.
         empty: whether it answers a history without any valid row: from the state or the row that comes before all.
         trimmed: whether it leaves out the columns that no history of a batch has.
-        tail: the graph from the output to the rests, as text.
+        tail: the graph from the outputs to the rests, as text.
         inputs: what the inputs of the full model are, as far as that is known.
     """
 
     model: ir.Model
     select: Select
     rests: tuple[str, ...]
+    worths: tuple[float, ...]
     before: Cost
     after: Cost
     time: int
@@ -57,14 +61,14 @@ def reduce(
     *,
     select: Select = "last",
     time_axis: int = 1,
-    output: str | None = None,
+    output: str | Sequence[str] | None = None,
     window: int = 512,
     index_name: str | None = None,
     output_name: str | None = None,
     length_aware: bool = True,
     declared: Declared | None = None,
 ) -> Reduction:
-    """Select in time at one output of a model and sink the selection.
+    """Select in time at the outputs of a model and sink the selection.
 
     >>> from build.core.reduce.example import model
     >>> full = model("s = CumSum(x, axis)  y = Tanh(s)", weights="int64 axis = {1}")
@@ -80,32 +84,34 @@ def reduce(
     Args:
         full: with an output [batch, time, ...], or [time, batch, ...], or time further behind. Not changed.
         select: "last" valid row by the input `lengths`; "row" by the input `row`; "mean" or "max" over valid rows.
-        output: which output is meant [default: the first]. The others are left out.
+        output: which output is meant, or which ones, all with the same axis of time [default: the first]. The others are
+            left out.
         window: rows that the model takes at most, for which costs are counted, where time is dynamic.
         index_name: what the input `lengths` or `row` is called instead [default: where that is taken, with a number behind].
-        output_name: what the output is called instead.
+        output_name: what the output, of several the first, is called instead.
         length_aware: whether recurrent layers stop at the wanted row and columns behind it are left out, so that a short
             history is cheap; otherwise all of the window is computed.
         declared: what the inputs hold.
 
     Raises:
-        ReductionError: the model does not run, or its inputs or output do not have these axes.
+        ReductionError: the model does not run, or its inputs or outputs do not have these axes.
     """
     batch_axis = 1 if time_axis == 0 else 0
     model = full.clone()
     graph = model.graph
     check_opset(model)
     valid = is_valid(model)
-    target = _named(graph, output)
-    graph.outputs[:] = [target]
-    labels = [getattr(size, "value", None) for size in target.shape or ()]
+    graph.outputs[:] = _named(graph, output)
+    labels = [getattr(size, "value", None) for size in graph.outputs[0].shape or ()]
+    names = [str(value.name) for value in graph.outputs]
     normalise(model)
-    target = graph.outputs[0]
-    inputs = Inputs.find(model, str(target.name), time_axis, window, declared, labels)
+    targets = list(graph.outputs)
+    graph.outputs[:] = dict.fromkeys(targets)  # one may be another by a second name
+    inputs = Inputs.find(model, str(targets[0].name), time_axis, window, declared, labels)
     shapes = Shapes(model, inputs)
-    dims = shapes.of(target) if shapes.known(target) else ()
     wanted = Layout(time=time_axis, batch=batch_axis)
-    _check_target(target, dims, wanted, shapes, select)
+    for target in targets:
+        _check_target(target, shapes.of(target) if shapes.known(target) else (), wanted, shapes, select)
     time = window if not fixed(shapes.time) else shapes.time[0]
     before = cost(graph, shapes, time)
 
@@ -114,22 +120,30 @@ def reduce(
     kind: Kind = "row" if select == "last" else select
     emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
     _rebuild_shapes(graph, shapes, emitter)
-    found = analyse(graph, target, wanted, shapes, kind, length_aware)
+
+    def analysed(supposed: Rest | None = None) -> Analysis:
+        return analyse(graph, targets, wanted, shapes, kind, length_aware, supposed)
+
+    found = analysed()
     while any(distribute(value, shapes, emitter) for value in found.mixed):
         TopologicalSortPass()(model)
-        found = analyse(graph, target, wanted, shapes, kind, length_aware)
-    empty = _answers_empty(found, target, wanted, emitter, select)
-    row = _rewrite(found, graph, target, wanted, emitter)
-    # The name goes to the new output.
-    name, target.name = output_name or str(target.name), f"{target.name}_every_row"
-    answer = typed(emitter.node("Squeeze", [row, emitter.constant([time_axis])]), target)
-    answer.name = name
-    answer.shape = ir.Shape([batch, *_sizes(dims, time_axis, batch_axis)])
-    graph.outputs[:] = [answer]
+        found = analysed()
+    worths = [worth(rest, found, analysed, shapes, time) for rest in found.rests]
+    empty = all(_answers_empty(found, target, wanted, emitter, select) for target in targets)
+    rows = _rewrite(found, graph, targets, wanted, emitter)
+    # The names go to the new outputs.
+    answers = []
+    for target, row, name in zip(targets, rows, [output_name or names[0], *names[1:]], strict=True):
+        target.name = f"{target.name}_every_row"
+        answer = typed(emitter.node("Squeeze", [row, emitter.constant([time_axis])]), target)
+        answer.name = name
+        answer.shape = ir.Shape([batch, *_sizes(shapes.of(target), time_axis, batch_axis)])
+        answers.append(answer)
+    graph.outputs[:] = answers
     graph.inputs.append(lengths)
-    trimmed = length_aware and trim(found, graph, answer, shapes, emitter)
+    trimmed = length_aware and trim(found, graph, answers, shapes, emitter)
     narrow(model)
-    finish(model, answer, valid)
+    finish(model, valid)
     role: Role = "row" if select == "row" else "length"
     index = Input(str(lengths.name), np.dtype(np.int32), ("batch",), role=role, known="the index")
     kept_inputs = [each for each in inputs.every if any(v.name == each.name for v in graph.inputs)]
@@ -139,10 +153,12 @@ def reduce(
         str(row.name): (f"{value.name} {spell(shapes.of(value), shapes)}", reasons[value])
         for row, value in emitter.taken.items()
     }
+    ends = _ends(found, shapes)
     return Reduction(
         model=model,
         select=select,
-        rests=tuple(_described(r, shapes) for r in found.rests) + tuple(_ends(found, shapes)),
+        rests=(*(_described(r, shapes) for r in found.rests), *ends),
+        worths=(*worths, *(0.0 for _ in ends)),
         before=before,
         after=cost(graph, after_shapes, time),
         time=time,
@@ -153,14 +169,16 @@ def reduce(
     )
 
 
-def _named(graph: ir.Graph, output: str | None) -> ir.Value:
-    """The output of that name, or the first."""
-    target = next((v for v in graph.outputs if output in (None, v.name)), None)
-    if target is None:
-        raise ReductionError(
-            f"there is no output {output!r}; there are {', '.join(str(v.name) for v in graph.outputs)}"
-        )
-    return target
+def _named(graph: ir.Graph, output: str | Sequence[str] | None) -> list[ir.Value]:
+    """The outputs of these names, or the first."""
+    there = {str(value.name): value for value in graph.outputs}
+    names = list(there)[:1] if output is None else [output] if isinstance(output, str) else list(output)
+    missing = next((name for name in names if name not in there), None)
+    if missing is not None or not names:
+        raise ReductionError(f"there is no output {missing!r}; there are {', '.join(there)}")
+    if len(set(names)) < len(names):
+        raise ReductionError(f"an output is named twice ({', '.join(names)}); name each once")
+    return [there[name] for name in names]
 
 
 def _check_target(target: ir.Value, dims: tuple[Dim, ...], wanted: Layout, shapes: Shapes, select: Select) -> None:
@@ -212,8 +230,10 @@ def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:
     graph.sort()
 
 
-def _rewrite(found: Analysis, graph: ir.Graph, target: ir.Value, wanted: Layout, emitter: Emitter) -> ir.Value:
-    """Write every planned operator for the row; returns the output's row."""
+def _rewrite(
+    found: Analysis, graph: ir.Graph, targets: Sequence[ir.Value], wanted: Layout, emitter: Emitter
+) -> list[ir.Value]:
+    """Write every planned operator for the row; returns the outputs' rows."""
     made: dict[tuple[ir.Value, Layout], ir.Value] = {}
 
     def selected(value: ir.Value, layout: Layout) -> ir.Value:
@@ -237,7 +257,7 @@ def _rewrite(found: Analysis, graph: ir.Graph, target: ir.Value, wanted: Layout,
             node.outputs, rule_for(node, emitter.kind).emit(node, inputs, layout, emitter), strict=False
         ):
             made[old, layout] = new
-    return selected(target, wanted)
+    return [selected(target, wanted) for target in targets]
 
 
 def _answers_empty(found: Analysis, target: ir.Value, wanted: Layout, emitter: Emitter, select: Select) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -10,7 +12,7 @@ from build.core.reduce.emitter import Emitter, typed
 from build.core.reduce.shapes import Dim, Shapes, fixed
 
 
-def trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, emitter: Emitter) -> bool:
+def trim(found: Analysis, graph: ir.Graph, answers: Sequence[ir.Value], shapes: Shapes, emitter: Emitter) -> bool:
     """Cut the inputs behind the last row that any history of the batch needs, if no operator looks further.
 
     At least one column stays: recurrent layers take no sequence of no steps.
@@ -37,7 +39,7 @@ def trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, emi
     whole = [value for value, demand in found.demands.items() if demand.amount == "whole"]
     if any(not shapes.known(v) or any(_grows(dim, shapes) for dim in shapes.of(v)) for v in whole):
         return False
-    if _counts_rows(graph, answer, shapes, emitter):
+    if _counts_rows(graph, answers, shapes, emitter):
         return False
     longest = emitter.node("ReduceMax", [emitter.steps(offset)], "longest", keepdims=1)
     end = emitter.node("Cast", [emitter.node("Max", [longest, emitter.constant([1], np.int32)])], to=ir.DataType.INT64)
@@ -54,10 +56,10 @@ def trim(found: Analysis, graph: ir.Graph, answer: ir.Value, shapes: Shapes, emi
     return True
 
 
-def _counts_rows(graph: ir.Graph, answer: ir.Value, shapes: Shapes, emitter: Emitter) -> bool:
+def _counts_rows(graph: ir.Graph, answers: Sequence[ir.Value], shapes: Shapes, emitter: Emitter) -> bool:
     """Whether the number of rows goes into a computation (a position as a share of it), and not into shapes alone."""
     live = set()
-    todo = [answer]
+    todo = [*answers]
     while todo:
         node = todo.pop().producer()
         if node is not None and node not in live:

@@ -26,7 +26,7 @@ class Options:
 
     select: Select
     time_axis: int
-    output: str
+    outputs: tuple[str, ...]
     window: int
     declared: Declared
 
@@ -76,7 +76,7 @@ def compose(data: st.DataObject) -> Example:
     options = Options(
         select=m.choose(*SELECTS, "last", "last", "row", label="select"),
         time_axis=m.time_axis,
-        output=m.choose(*names, label="output"),
+        outputs=tuple(names) if m.number(0, 2, "every output") == 2 else (m.choose(*names, label="output"),),
         window=m.choose(*WINDOWS, label="window"),
         declared=declared,
     )

@@ -61,7 +61,7 @@ class Model(Graph):
 
     def answer(self, value: str, given: tuple[Given, ...] = (IDS,), half: bool = False, **how: Any) -> str:
         """What becomes of the model that answers this: a refusal, or nothing where its cut was written and is right."""
-        options = replace(Options("last", 1, value, 64, Declared()), **how)
+        options = replace(Options("last", 1, (value,), 64, Declared()), **how)
         model = self.model(value, dtype=np.float16 if half else np.float32)
         return examine(Example(model, given, options, half, frozenset({40, 17})))
 

@@ -80,7 +80,7 @@ def examine(example: Example) -> str:
         ir.save(example.model, full)
         try:
             reduce_file(
-                *(full, cut, options.select, options.time_axis, options.output, options.window, options.declared)
+                *(full, cut, options.select, options.time_axis, options.outputs, options.window, options.declared)
             )
         except PassError:
             raise  # a fault of the pass is no refusal
@@ -136,21 +136,22 @@ def compare(
     feeds = {each.name: each.draw(sizes, lengths, rng) for each in example.given}
     # Which row: the last valid one, or any of all where none is padding.
     number = rng.integers(1, sizes[TIME] + 1, len(lengths)) if select == "row" else lengths
-    answer = _answer(cut, feeds, number, select)
-    rows = _rows(full, feeds, example)
-    wanted = _selected(rows, number, select)
-    assert answer.shape == wanted.shape, told
-    assert answer.dtype == wanted.dtype, told
-    scale = spread(rows)
-    assert apart(answer, wanted) <= allowed * scale, f"{apart(answer, wanted) / scale:.1e} off at {told}"
+    answers = _answers(cut, feeds, number, select)
+    every = _rows(full, feeds, example)
+    for answer, rows in zip(answers, every, strict=True):
+        wanted = _selected(rows, number, select)
+        assert answer.shape == wanted.shape, told
+        assert answer.dtype == wanted.dtype, told
+        off = apart(answer, wanted) / spread(rows)
+        assert off <= allowed, f"{off:.1e} off at {told}"
     one = int(rng.integers(len(lengths)))
     kept = {BATCH: np.array([one])}
     if select != "row":
         kept[TIME] = np.arange(lengths[one])
     alone = {each.name: each.of(feeds[each.name], kept) for each in example.given}
-    by_itself = _selected(_rows(full, alone, example), number[[one]], select)
-    off = apart(answer[[one]], by_itself) / scale
-    assert off <= max(allowed, ROUNDING), f"{off:.1e} off from the history by itself, {one} of {told}"
+    for answer, rows, lonely in zip(answers, every, _rows(full, alone, example), strict=True):
+        off = apart(answer[[one]], _selected(lonely, number[[one]], select)) / spread(rows)
+        assert off <= max(allowed, ROUNDING), f"{off:.1e} off from the history by itself, {one} of {told}"
 
 
 def spread(rows: Array) -> float:
@@ -176,10 +177,10 @@ def _session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _rows(full: ort.InferenceSession, feeds: dict[str, Array], example: Example) -> Array:
-    """Every row, [batch, time, ...]."""
-    rows = full.run([example.options.output], feeds)[0]
-    return np.moveaxis(rows, example.options.time_axis, 1)
+def _rows(full: ort.InferenceSession, feeds: dict[str, Array], example: Example) -> list[Array]:
+    """Every row of each output, [batch, time, ...]."""
+    options = example.options
+    return [np.moveaxis(rows, options.time_axis, 1) for rows in full.run(list(options.outputs), feeds)]
 
 
 def _selected(rows: Array, number: Array, select: Select) -> Array:
@@ -187,14 +188,14 @@ def _selected(rows: Array, number: Array, select: Select) -> Array:
         return np.stack([pooled(learner[:n], select) for learner, n in zip(rows, number, strict=True)])
 
 
-def _answer(cut: ort.InferenceSession, feeds: dict[str, Array], number: Array, select: Select) -> Array:
+def _answers(cut: ort.InferenceSession, feeds: dict[str, Array], number: Array, select: Select) -> list[Array]:
     """The cut's; its one input more is the last, and its integers are INT32."""
     taken = [value.name for value in cut.get_inputs()]
     index = taken[-1]
     assert index not in feeds
     every = {**feeds, index: (number - (select == "row")).astype(np.int32)}
     narrow = [value.name for value in cut.get_inputs() if value.type == "tensor(int32)"]
-    return cut.run(None, {name: every[name].astype(np.int32) if name in narrow else every[name] for name in taken})[0]
+    return cut.run(None, {name: every[name].astype(np.int32) if name in narrow else every[name] for name in taken})
 
 
 def test_the_cut_of_a_random_model_answers_as_the_model_does_or_is_refused_with_what_to_change():
