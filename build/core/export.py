@@ -27,6 +27,7 @@ from ensemble.tables import OnnxNetwork
 # What ONNX 1.13 wrote with opset 18; ONNX Runtime refuses files of an IR version newer than itself.
 IR_VERSION = 8
 EXAMPLE = (2, 7)  # batch and time that exporters trace
+_TRACED = (EXAMPLE[1], EXAMPLE[1] + 2)  # times at which it is asked whether a trace has a copy of something a row
 NEWEST_OPSET = 21  # beyond, a file may use types that came with later versions
 
 
@@ -63,9 +64,11 @@ def export(model: nn.Module, spec: Spec) -> Full:
     where that happens, the older one (TorchScript) has its turn.
 
     Raises:
-        ExportError: neither gives a model that runs at other sizes than the example's.
+        ExportError: neither gives a model that runs at other sizes than the example's, or the model loops over time in
+            Python. That is asked first: the exporters find out late, and say something else.
     """
     module = (model if isinstance(model, Network) else _Wide(model)).eval()
+    _check_no_loop(model, module, spec)
     reasons = []
     for dynamo in (True, False):
         try:
@@ -81,6 +84,31 @@ def export(model: nn.Module, spec: Spec) -> Full:
         f"PyTorch cannot export {type(model).__name__} with batch and time dynamic: {reasons[0]} (and with the older "
         f"exporter: {reasons[1]}). Export it yourself and give the ONNX file as CHECKPOINT="
     )
+
+
+def _check_no_loop(model: nn.Module, module: nn.Module, spec: Spec) -> None:
+    """Refuse a model whose traced graph has a copy of a step for each row of the example: it grows with the example."""
+    counts = [_operators(module, rows) for rows in _TRACED]
+    if not 0 < counts[0] < counts[1]:
+        return
+    raise ExportError(
+        f"{type(model).__name__} loops over time in Python: traced with {_TRACED[0]} rows it is {counts[0]} operators, with "
+        f"{_TRACED[1]} rows {counts[1]}, so what is exported has as many steps as the example has rows. Let a recurrent "
+        "layer (torch.nn.LSTM, GRU, RNN) run the loop. Or export it yourself at a fixed "
+        f"window, with an example of [1, {spec.model.window}] and the batch alone dynamic, and give the ONNX file as "
+        "CHECKPOINT="
+    )
+
+
+def _operators(module: nn.Module, rows: int) -> int:
+    """How many operators a trace of the module has; 0 where it cannot be traced."""
+    example = tuple(torch.zeros((EXAMPLE[0], rows), dtype=torch.int32) for _ in range(2))
+    try:
+        with _quiet(), torch.no_grad():
+            graph = torch.jit.trace(module, example, check_trace=False).inlined_graph
+    except Exception:  # the exporters will say what is in the way
+        return 0
+    return sum(1 for _ in graph.nodes())
 
 
 def _export(module: nn.Module, spec: Spec, dynamo: bool) -> ir.Model:

@@ -318,6 +318,24 @@ def test_a_module_that_cannot_be_exported_is_explained(spec):
         export(Short(), resized(spec, problems=40, window=32))
 
 
+def test_a_loop_over_time_is_told_from_its_trace_before_anything_is_exported(spec, monkeypatch):
+    class Looping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.cell = torch.nn.Embedding(80, 8), torch.nn.GRUCell(8, 40)
+
+        def forward(self, problem_ids, responses):
+            x, state, states = self.embed(problem_ids + 40 * responses), torch.zeros(len(problem_ids), 40), []
+            for row in range(x.shape[1]):
+                state = self.cell(x[:, row], state)
+                states.append(state)
+            return torch.stack(states, 1)
+
+    monkeypatch.setattr("build.core.export._export", None)
+    with pytest.raises(ExportError, match=r"Looping loops over time in Python: .* an example of \[1, 32\]"):
+        export(Looping(), resized(spec, problems=40, window=32))
+
+
 def test_choices_that_exclude_each_other_are_refused(tmp_path):
     with pytest.raises(SpecError, match="there is no network 'rnn'; there are dkt, gru, transformer"):
         workspace.open_workspace(network="rnn")

@@ -66,8 +66,9 @@ def find(
             continue
         return _named(keys, main, places, groups, counts, shapes, labels, time_axis)
     raise ReductionError(
-        f"{refusal}. An axis that is fixed inside the graph has to be fixed in its inputs, or exported as dynamic; if an "
-        "input takes no zeros, say what it takes: --range NAME=LOW:HIGH"
+        f"{refusal}. An axis that is fixed inside the graph has to be fixed in its inputs, or exported as dynamic (a loop "
+        "over time in Python is exported with as many steps as its example has rows: export it at a fixed window, with the "
+        "batch alone dynamic); if an input takes no zeros, say what it takes: --range NAME=LOW:HIGH"
     )
 
 

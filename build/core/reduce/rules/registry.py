@@ -35,6 +35,10 @@ def rule_for(node: ir.Node, kind: Kind) -> Rule:
     Traceback (most recent call last):
         ...
     build.core.reduce.layout.Stop: the mean does not commute with it
+    >>> rule_for(ir.node("Scan", []), "row")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    build.core.reduce.layout.Stop: it runs its body for one row after another, ...
     >>> rule_for(ir.node("TopK", []), "row")
     Traceback (most recent call last):
         ...
@@ -43,6 +47,11 @@ def rule_for(node: ir.Node, kind: Kind) -> Rule:
     Raises:
         Stop: there is none for this operator, or none for this kind of selection.
     """
+    if node.op_type in ("Loop", "Scan"):
+        raise Stop(
+            "it runs its body for one row after another, and for all of them; a recurrent layer (LSTM, GRU, RNN) would stop "
+            "at the wanted row"
+        )
     rule = RULES.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
     if rule is None:
         raise Stop("no rule knows how it treats time")
