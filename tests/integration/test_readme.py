@@ -18,6 +18,8 @@ import pytest
 import tomlkit
 
 from build import ROOT
+from build.bench import publication
+from build.bench.costs import short
 from build.core.export import export
 from build.core.reduce import reduce
 from build.repository.workspace import open_workspace
@@ -149,10 +151,9 @@ def test_every_target_is_in_the_help():
 def test_the_table_of_costs_is_what_the_pass_counts(network: str):
     spec = open_workspace(network=network).spec
     reduction = reduce(export(untrained(spec), spec).model, window=spec.model.window)
-    lines = [line for text in READMES.values() for line in text.splitlines()]
-    (row,) = [line for line in lines if line.startswith(f"| `{network}`") and "MB" in line]
+    table = publication.REDUCE.read_text(encoding="utf-8")
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `{network}`")]
     costs = reduction.before, reduction.after
-    operations = " to ".join(f"{cost.operations / 1e9:.2f} G" for cost in costs)
-    assert operations in row
-    assert f"{costs[0].output_bytes / 1e6:.1f} MB to {costs[1].output_bytes / 1e3:.0f} KB" in row
+    assert " to ".join(short(cost.operations) for cost in costs) in row
+    assert " to ".join(short(cost.moved_bytes) for cost in costs) in row
     assert any(("final state" if network != "transformer" else "needs more of it") in rest for rest in reduction.rests)

@@ -14,12 +14,13 @@ import pytest
 import tomlkit
 import torch
 
-from build.bench import load, origin, publication, statistic
+from build.bench import costs, load, origin, publication, statistic
 from build.bench.caller import full_windows
 from build.bench.ladder import figures, ladder, local, report, rung, waterfall
 from build.bench.ladder.ladder import hops
 from build.bench.peers import comparison, peer
 from build.bench.peers import report as peers
+from build.core.reduce.cost import RATES
 from build.repository.workspace import Workspace
 from ensemble.learners.history import History, windows
 from ensemble.spec import Spec
@@ -253,3 +254,15 @@ def test_figures_name_the_commit_and_whether_it_was_that_alone():
         (None, None, "; a tree without git, "),
     ):
         assert origin.sentence({**found, "commit": commit, "dirty": dirty}).endswith(said + found["time"][:10])
+
+
+def test_the_readme_of_the_pass_shows_the_published_costs():
+    found, readme = published("costs"), publication.REDUCE.read_text(encoding="utf-8")
+    assert publication.published(readme, "costs", costs.section(found)) == readme
+
+
+def test_the_rates_are_fitted_to_the_published_costs_and_put_the_models_in_order():
+    models = published("costs")["models"]
+    for name, rate in costs.fit(models).items():
+        assert RATES[name] == pytest.approx(rate, rel=0.06, abs=1e-6), name
+    assert costs.correlation([m["ms"] for m in models], [costs.predicted(m) for m in models]) >= 0.9

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import onnx_ir as ir
 
 from build.core.reduce.rules import RECURRENT
+from build.core.reduce.rules.base import constant
 from build.core.reduce.shapes import Shapes
 
 EXP = 10  # operations that an exponential counts, a logarithm, a sine, and what is made of one: about its polynomial's
@@ -102,7 +103,9 @@ def work(node: ir.Node, shapes: Shapes, time: int) -> Work:
     entries = 0 if op in _MOVES else _entries(node, at)
     if op in ("Softmax", "LogSoftmax"):
         return Work(softmaxes=entries * _ENTRY[op], moved=moved)
-    if op in _SCALAR and not (op == "Pow" and _is_small_power(inputs[1])):
+    if op == "Pow" and _is_small_power(inputs[1]):
+        return Work(others=entries, moved=moved)
+    if op in _SCALAR:
         return Work(scalars=entries * _ENTRY[op], moved=moved)
     return Work(others=entries * _ENTRY.get(op, 1), moved=moved)
 
@@ -126,7 +129,7 @@ def _products(node: ir.Node, at: _At) -> int:
             return 0
         return 2 * math.prod({label: size for term in sizes for label, size in term.items()}.values())
     if "Conv" in op:
-        return 2 * made * math.prod(at(inputs[1])[1:])
+        return 2 * made * math.prod(at(inputs[3 if op == "QLinearConv" else 1])[1:])
     if op in ("Attention", "MultiHeadAttention"):
         query, key = at(inputs[0]), at(inputs[1])
         return 4 * math.prod(query) * key[-2] if query and len(key) > 1 else 0
@@ -150,7 +153,10 @@ def _entries(node: ir.Node, at: _At) -> int:
     read = max((math.prod(at(value)) for value in node.inputs[:1] if value is not None), default=0)
     if op in ("DFT", "STFT"):  # 5 n log n, whatever n is a power of
         entries = max(made, read) // 2
-        axis = node.attributes.get_int("axis", -2 if op == "DFT" else 1)
+        given = (
+            constant(node.inputs[2]) if op == "DFT" and len(node.inputs) > 2 else None
+        )  # opset 20; an attribute before
+        axis = given[0] if given else node.attributes.get_int("axis", -2 if op == "DFT" else 1)
         length = at(node.inputs[0])[axis] if at(node.inputs[0]) else 2
         return math.ceil(5 * entries * math.log2(max(length, 2)))
     if op in ("TopK", "Unique"):

@@ -98,7 +98,7 @@ class Alibi(SelfAttention):
 
 class Rotary(SelfAttention):
     def turn(self, x: Tensor) -> Tensor:
-        angles = torch.arange(x.shape[2])[:, None] * torch.tensor([1.0, 0.1])
+        angles = torch.arange(x.shape[2])[:, None] * torch.logspace(0, -1, WIDTH // HEADS // 2)
         a, b = x.chunk(2, -1)
         return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
