@@ -37,7 +37,7 @@ def subjects() -> Iterator[costs.Subject]:
     for network in NETWORKS:
         spec = open_workspace(network=network).spec
         full = export(untrained(spec), spec).model
-        yield costs.Subject(f"`{network}`", full, reduce(full, window=spec.model.window))
+        yield costs.Subject(network, full, reduce(full, window=spec.model.window))
     seen = set()
     for name, case in CASES.items():
         plain = name.rpartition(", ")[0]
