@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ensemble import contract
-from ensemble.contract import RefusedError, Values
+from ensemble import chain, contract
+from ensemble.contract import Contract, RefusedError, Source, Values
 from ensemble.sample import random_request
 from ensemble.spec import Spec
 
@@ -206,15 +206,93 @@ def test_a_random_request_is_one(lengths):
         assert (noise[name][values >= 0] == values[values >= 0]).all()
 
 
-@pytest.mark.parametrize("module", ["ensemble.contract", "ensemble.learners.history", "ensemble.client.retry"])
+ANY = Contract(
+    inputs={"items": Values(9, "3 to 8", "item", start=3), "features": Values(None, "finite numbers", "feature")},
+    core=(Source("x", "features"), Source("ids", "items"), Source("n", "lengths")),
+    widths=(4, 6),
+    fills=(("items", 2),),
+)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(0, 3), st.booleans(), st.integers(0, 99))
+def test_any_models_windows_are_what_each_history_alone_says(lengths, extra, left, seed):
+    of = ANY._replace(left=left)
+    request = random_request(of.inputs, lengths, max(*lengths, 1) + extra, seed, shapes={"features": (2,)})
+    assert of.check(request).tolist() == lengths
+    fed = of.feed(request, of.check(request), {"x": np.float32, "ids": np.int64})
+    width = 4 if max(lengths) <= 4 else 6
+    assert {name: (value.dtype, value.shape) for name, value in fed.items()} == {
+        "x": (np.float32, (len(lengths), width, 2)),
+        "ids": (np.int64, (len(lengths), width)),
+        "n": (np.int32, (len(lengths),)),
+    }
+    for row, length in enumerate(lengths):
+        kept = min(length, width)
+        valid = slice(width - kept, None) if left else slice(0, kept)
+        assert fed["n"][row] == kept
+        for name, given_as, fill in (("ids", "items", 2), ("x", "features", 0)):
+            expected = np.full_like(fed[name][row], fill)
+            expected[valid] = request[given_as][row, length - kept : length]
+            np.testing.assert_array_equal(fed[name][row], expected)
+
+
+@pytest.mark.parametrize(
+    ("items", "features", "reason", "message"),
+    [
+        (
+            [3, 2],
+            [1, 1],
+            "item",
+            "items: history 0, position 1 is 2; allowed are 3 to 8, and -1 as padding after the last step",
+        ),
+        ([3, 9], [1, 1], "item", "items: history 0, position 1 is 9; allowed are 3 to 8"),
+        (
+            [3, 8],
+            [1, np.inf],
+            "feature",
+            "features: history 0, position 1 is inf; allowed are finite numbers, and NaN where",
+        ),
+        ([3, 8], [1, np.nan], "feature", "features: history 0, position 1 is nan; allowed are finite numbers"),
+        ([3, -1], [1, 5], "padding", "features: history 0, position 1 is 5.0; where items is -1 only NaN is allowed"),
+        (
+            [-1, 3],
+            [np.nan, 1],
+            "padding",
+            "items: history 0, position 0 is -1, but steps follow it; -1 is allowed only as",
+        ),
+    ],
+)
+def test_any_models_refusals(items, features, reason, message):
+    with pytest.raises(RefusedError) as raised:
+        ANY.check({"items": np.array([items], np.int32), "features": np.array([features], np.float32)})
+    assert (raised.value.reason, message in str(raised.value)) == (reason, True), raised.value
+    assert reason in ANY.reasons
+
+
+def test_where_floats_come_first_nan_tells_the_length():
+    of = Contract({"x": Values(None, "finite numbers", "x")}, (Source("x", "x"),), (3,))
+    rows = np.array([[[1, 2], [3, np.inf], [np.nan, np.nan]]], np.float32)
+    with pytest.raises(
+        RefusedError, match=r"^x: history 0, position 1 is \[3.0, inf\]; allowed are finite numbers, and NaN as"
+    ):
+        of.check({"x": rows})
+    rows[0, 1, 1] = 4
+    assert of.check({"x": rows}).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["ensemble.contract", "ensemble.chain", "ensemble.sample", "ensemble.learners.history", "ensemble.client.retry"],
+)
 def test_examples_of_the_docstrings(module):
     found = doctest.testmod(importlib.import_module(module))
     assert found.attempted
     assert not found.failed
 
 
-def test_it_travels_into_older_containers():
-    tree = ast.parse(Path(contract.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
+@pytest.mark.parametrize("module", [chain, contract])
+def test_it_travels_into_older_containers(module):
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.partition(".")[0] for name in imported} <= {*sys.stdlib_module_names, "numpy"}
