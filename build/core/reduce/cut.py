@@ -273,7 +273,7 @@ def _answers_empty(found: Analysis, target: ir.Value, wanted: Layout, emitter: E
                 return False
             continue
         layout, needs = found.plan[node]
-        if node.op_type in RECURRENT and any(state is not None for state in node.inputs[5:]):
+        if node.op_type in RECURRENT and not is_zero_before(node.outputs[0]):
             return False
         if isinstance(rule_for(node, emitter.kind), Filling) and emitter.answers_nothing(layout.first):
             continue  # of what it fills, nothing has to be there
