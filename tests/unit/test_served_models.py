@@ -337,7 +337,7 @@ def exported(make: type[nn.Module], given: tuple[Given, ...]) -> ir.Model:
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_a_model_that_people_serve_is_cut_exactly_or_told_what_to_change(case):
-    options = Options(case.select, case.time_axis, case.output, LONGEST, case.declared)
+    options = Options(case.select, case.time_axis, (case.output,), LONGEST, case.declared)
     refusal = examine(Example(exported(case.make, case.given), case.given, options, False, frozenset()))
     if case.refusal:
         assert re.search(case.refusal, refusal), refusal or "it is written"
