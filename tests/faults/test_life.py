@@ -356,7 +356,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         r"core/config\.pbtxt",
     ),
     "no step": (lambda f: (f / "preprocess/1/model.py").unlink(), r"preprocess/1/model\.py"),
-    "a damaged step": (lambda f: replace(f / "postprocess/1/model.py", "import numpy", "import nunpy"), r"nunpy"),
+    "a damaged step": (lambda f: replace(f / "postprocess/1/model.py", "import json", "import jsom"), r"jsom"),
     "a step that ends at once": (lambda f: append(f / "propose/1/model.py", "import os\nos._exit(3)\n"), r"propose"),
     "a missing warm-up": (lambda f: shutil.rmtree(f / "core/warmup"), r"core/warmup/length_256"),
 }
