@@ -84,6 +84,6 @@ def threads(repository: Repository) -> Iterator[Finding]:
             yield Finding(model.file, "parameters.intra_op_thread_count", why, f'"{fair}", or fewer instances')
 
 
-def _item_bytes(data_type: int) -> int:
-    name = DataType.Name(data_type).removeprefix("TYPE_")  # type: ignore[arg-type]
+def _item_bytes(data_type: DataType.ValueType) -> int:
+    name = DataType.Name(data_type).removeprefix("TYPE_")
     return 2 if name in ("FP16", "BF16") else np.dtype(triton_to_np_dtype(name) or np.uint8).itemsize

@@ -96,10 +96,10 @@ def test_a_cost_is_the_sum_of_its_operators_at_the_rates():
     )
 
 
-def worths(make: Made, **how: str) -> dict[str, float]:
+def worths(make: Made) -> dict[str, float]:
     """By rest what it is worth, of all that the cut takes."""
     g = Graph()
-    found = reduce(g.model(make(g, g.sequence(6))), window=TIME, **how)  # type: ignore[arg-type]
+    found = reduce(g.model(make(g, g.sequence(6))), window=TIME)
     return {
         rest.split()[0]: worth / found.after.milliseconds for rest, worth in zip(found.rests, found.worths, strict=True)
     }

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from build.core.reduce import Reduction, ReductionError, reduce
+from build.core.reduce import Reduction, ReductionError, Select, reduce
 from tests.unit.reduce.foreign.cases import CASES, REFUSED, Case
 from tests.unit.reduce.foreign.embedded import VOCABULARY, WIDTH
 from tests.unit.reduce.foreign.recurrent import TwoOutputs
@@ -63,7 +63,7 @@ def exported(case: Case) -> ir.Model:
 
 
 @cache
-def session(case: Case, select: str | None) -> tuple[ort.InferenceSession, Reduction | None]:
+def session(case: Case, select: Select | None) -> tuple[ort.InferenceSession, Reduction | None]:
     options, reduction = ort.SessionOptions(), None
     options.log_severity_level = 3
     model = exported(case)
@@ -73,7 +73,7 @@ def session(case: Case, select: str | None) -> tuple[ort.InferenceSession, Reduc
     if select is not None:
         reduction = reduce(
             model,
-            select=select,  # type: ignore[arg-type]
+            select=select,
             time_axis=case.time_axis,
             output=OUTPUTS[case.output],
             window=32,
@@ -90,12 +90,12 @@ def every_row(case: Case, feeds: dict[str, np.ndarray]) -> np.ndarray:
     return rows if case.time_axis else rows.swapaxes(0, 1)
 
 
-def expected(case: Case, select: str, feeds: dict[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
+def expected(case: Case, select: Select, feeds: dict[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
     pick = {"mean": lambda rows: rows.mean(0), "max": lambda rows: rows.max(0)}.get(select, lambda rows: rows[-1])
     return np.stack([pick(rows[:length]) for rows, length in zip(every_row(case, feeds), lengths, strict=True)])
 
 
-def answered(case: Case, select: str, feeds: dict[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
+def answered(case: Case, select: Select, feeds: dict[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
     index = {"row": lengths - 1} if select == "row" else {"lengths": lengths}
     return session(case, select)[0].run(None, feeds | index)[0]
 
