@@ -15,7 +15,11 @@ def reduce(
     model: Annotated[Path, typer.Argument(help="An ONNX file whose output has a time axis")],
     out: Annotated[Path, typer.Option("--out", help="Where the reduced model goes")],
     select: Annotated[
-        str, typer.Option("--select", help="last or mean or max of the valid rows (input lengths), or row (input row)")
+        str,
+        typer.Option(
+            "--select",
+            help="last or mean or max of the valid rows (input lengths), row (input row), or own (what the model selects)",
+        ),
     ] = "last",
     time_axis: Annotated[
         int, typer.Option("--time-axis", min=0, help="The output's axis of time; batch is 0, or 1 where time is 0")

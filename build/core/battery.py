@@ -9,18 +9,18 @@ whether a wrong row would have been seen.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
+from build.core.asked import NEIGHBOURS, NOISE, PADDING, Full, Own, Question
 from build.core.reduce import Inputs, ReductionError, Select
 from build.core.reduce.axes import BATCH, TIME
 from build.core.reduce.file import open_session
 from build.core.reduce.inputs import Input
-from build.core.reduce.shapes import run, run_far
+from build.core.reduce.shapes import run
 
 Array = np.ndarray
 
@@ -151,9 +151,11 @@ def prove(
         raise ReductionError(_undeclared(inputs))
     # The full model is the measure: ONNX Runtime's fusions believe sizes that exporters note and only the example had.
     names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-    whole = _Full(open_session(full, optimised=False), inputs, names, select, time_axis)
+    kind = Own if select == "own" else Full
+    whole = kind(open_session(full, optimised=False), inputs, names, select, time_axis)
     row = open_session(reduced)
-    index = next(i.name for i in row.get_inputs() if i.name not in {i.name for i in whole.session.get_inputs()})
+    index = [i.name for i in row.get_inputs() if i.name not in {i.name for i in whole.session.get_inputs()}]
+    shortest = whole.shortest()
     todo = cases(inputs)
     worst = dependence = 0.0
     telling: dict[str, list[bool]] = {}
@@ -161,15 +163,16 @@ def prove(
         progress(done / len(todo), f"batch {case.batch}, time {case.time}")
         rng = np.random.default_rng(case.seed)
         sizes = inputs.sizes(case.batch, case.time, case.others)
-        lengths = _lengths(case, rng)
+        lengths = _lengths(case, rng, shortest)
         # Which row: the last valid one, or any valid one. Counted from 1.
         number = rng.integers(1, lengths + 1) if select == "row" else lengths
         question = Question(sizes, lengths, number, inputs.draw(sizes, lengths, rng, _SCALES[done % len(_SCALES)]))
         rows = whole.rows(question)
         wanted = whole.selected(rows, number)
-        scales = [_scale(every) for every in rows]
-        answers = run(row, {**question.feeds, index: number - (select == "row")}, sizes)
-        difference = 0.0
+        others = whole.others(rows, question, rng)
+        scales = [_scale(np.concatenate([r, other[:, None]], 1)) for r, other in zip(rows, others, strict=True)]
+        answers = run(row, {**question.feeds, **dict.fromkeys(index, number - (select == "row"))}, sizes)
+        difference = valid = 0.0
         for got, expected, scale in zip(answers, wanted, scales, strict=True):
             if got.shape != expected.shape or got.dtype != expected.dtype:
                 raise ReductionError(
@@ -178,14 +181,16 @@ def prove(
                     "model"
                 )
             difference = _largest(difference, _apart(got, expected) / scale)
+            valid = _largest(valid, _apart(got[lengths > 0], expected[lengths > 0]) / scale)
         worst = max(worst, difference)
+        if valid <= allowed and not difference <= allowed:
+            raise ReductionError(_EMPTY)
         if not difference <= allowed:  # a NaN fails too
             raise ReductionError(
                 f"the reduced model parts from the full one by {difference:.1e} of the answers' spread (batch {case.batch}, "
                 f"time {case.time}); allowed is {allowed:.0e}. Nothing was written; please report the model"
             )
         if case.time > 1:
-            others = whole.selected(rows, np.where(number > 1, number - 1, 2))
             with np.errstate(invalid="ignore"):
                 for output, other, expected, scale in zip(names, others, wanted, scales, strict=True):
                     apart = np.abs(_numbers(other) - _numbers(expected))
@@ -211,106 +216,21 @@ def prove(
 _DECLARE = (
     "--range NAME=LOW:HIGH, --length NAME (how many rows are valid), --mask NAME (1 at valid rows, 0 behind them)"
 )
-_NOISE, _NEIGHBOURS, _PADDING = "what lies behind its length", "its neighbours in a batch", "whether it is padded"
+_EMPTY = (
+    "the reduced model answers a history of length 0 otherwise than the full one, which takes a row of another history for "
+    "it. If a length is 1 at least, declare the input that holds it: --length NAME"
+)
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a model is asked: sizes by axis; lengths and the number of the wanted row, from 1, [batch]; and the inputs."""
-
-    sizes: dict[str, int]
-    lengths: Array
-    number: Array
-    feeds: dict[str, Array]
-
-
-@dataclass(frozen=True)
-class _Full:
-    """The full model and which of its rows are wanted."""
-
-    session: ort.InferenceSession
-    inputs: Inputs
-    outputs: tuple[str, ...]
-    select: Select
-    time_axis: int
-
-    def rows(self, question: Question) -> list[Array]:
-        """Every row of each output, [batch, time, ...]."""
-        answers = run_far(self.session, self.inputs, question.feeds, question.sizes)
-        named = dict(zip((value.name for value in self.session.get_outputs()), answers, strict=True))
-        return [np.moveaxis(named[output], self.time_axis, 1) for output in self.outputs]
-
-    def selected(self, rows: Sequence[Array], number: Array) -> list[Array]:
-        """What is wanted of them, [batch, ...]."""
-        pick: dict[str, Callable[[Array], Array]] = {
-            "mean": lambda valid: valid.mean(0),
-            "max": lambda valid: valid.max(0),
-        }
-        with np.errstate(invalid="ignore"):
-            return [
-                np.stack(
-                    [pick.get(self.select, lambda valid: valid[-1])(r[:n]) for r, n in zip(each, number, strict=True)]
-                )
-                for each in rows
-            ]
-
-    def elsewhere(self, question: Question, rng: np.random.Generator) -> Iterator[tuple[str, list[Array], Array]]:
-        """The same histories in other company: what is other, the answers, and whose of the batch they are."""
-        everyone = np.arange(len(question.lengths))
-        one = everyone[-1:]
-        if len(everyone) > 1:  # before the noise, which is their neighbours' too
-            yield _NEIGHBOURS, [answer[one] for answer in self._answer(self._beside(question, one, rng))], one
-        if self.select != "row" and question.sizes[TIME] > 1:
-            yield _NOISE, self._answer(self._beside(question, everyone, rng)), everyone
-        if BATCH not in self.inputs.fixed and TIME not in self.inputs.fixed:
-            for mine in everyone[:, None]:
-                yield _PADDING, self._answer(self._alone(question, mine)), mine
-
-    def _answer(self, question: Question) -> list[Array]:
-        return self.selected(self.rows(question), question.number)
-
-    def _beside(self, question: Question, those: Array, rng: np.random.Generator) -> Question:
-        """Everything drawn anew but the histories of some: where it is all of them, what lies behind them."""
-        lengths = rng.integers(1, question.sizes[TIME] + 1, len(question.lengths))
-        lengths[those] = question.lengths[those]
-        number = np.minimum(question.number, lengths) if self.select == "row" else lengths
-        number[those] = question.number[those]
-        feeds = self.inputs.draw(question.sizes, lengths, rng)
-        padded = self.select != "row" and len(those) == len(lengths)
-        kept = lengths if padded else np.full_like(lengths, question.sizes[TIME])
-        for each in self.inputs.every:
-            if BATCH not in each.axes or each.axes.count(TIME) > 1:
-                feeds[each.name] = question.feeds[each.name]  # it is nobody's own
-                continue
-            mine = np.zeros(len(lengths), bool)
-            mine[those] = True
-            if TIME in each.axes and each.role == "values":
-                valid = replace(each, role="mask", dtype=np.dtype(bool)).draw(question.sizes, kept, rng)
-            else:
-                valid = np.ones_like(feeds[each.name], bool)
-            valid = valid & mine.reshape([-1 if axis == BATCH else 1 for axis in each.axes])
-            feeds[each.name] = np.where(valid, question.feeds[each.name], feeds[each.name])
-        return Question(question.sizes, lengths, number, feeds)
-
-    def _alone(self, question: Question, one: Array) -> Question:
-        """One history by itself, and no longer than it is."""
-        time = question.sizes[TIME] if self.select == "row" else int(question.lengths[one[0]])
-        feeds = dict(question.feeds)
-        for each in self.inputs.every:
-            for number, axis in enumerate(each.axes):
-                kept = {BATCH: one, TIME: np.arange(time)}.get(str(axis))
-                if kept is not None:
-                    feeds[each.name] = feeds[each.name].take(kept, number)
-        return Question({**question.sizes, BATCH: 1, TIME: time}, question.lengths[one], question.number[one], feeds)
-
-
-def _lengths(case: Case, rng: np.random.Generator) -> Array:
+def _lengths(case: Case, rng: np.random.Generator, shortest: int = 1) -> Array:
     """Unequal histories; every third time all are short, so that columns could be left out, and else the last one is."""
     longest = max(1, case.time // 4) if case.seed % 3 == 2 else case.time
     lengths = rng.integers(1, longest + 1, case.batch)
     lengths[-1] = rng.integers(1, max(1, case.time // 4) + 1)
     if case.seed % 3 == 0:
         lengths[0] = case.time
+    if shortest == 0 and case.seed % 3:
+        lengths[case.seed % len(lengths)] = 0
     return lengths
 
 
@@ -350,9 +270,9 @@ def _undeclared(inputs: Inputs) -> str:
 
 def _dependent(company: str, effect: float, allowed: float, case: Case, inputs: Inputs) -> str:
     cure = {
-        _NOISE: "the model looks ahead (a layer that reads backwards, attention without a causal mask)",
-        _NEIGHBOURS: "the model mixes the histories of a batch",
-        _PADDING: "the model counts the columns that it is given, or looks ahead",
+        NOISE: "the model looks ahead (a layer that reads backwards, attention without a causal mask)",
+        NEIGHBOURS: "the model mixes the histories of a batch",
+        PADDING: "the model counts the columns that it is given, or looks ahead",
     }[company]
     return (
         f"the full model's answer for a history changes with {company}, by {effect:.1e} of the answers' spread (batch "

@@ -266,7 +266,7 @@ class Case:
     output: str = "answer"
 
 
-NO_ROWS = "of a model that selects its row itself, export what it selects from"
+NO_ROWS = "of a model that selects its row itself, take --select own"
 UNKNOWN = "'attention_mask' .* --mask NAME"
 
 CASES = {

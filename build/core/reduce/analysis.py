@@ -7,6 +7,7 @@ operator is looked at: the walk goes against the direction of computation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -79,6 +80,7 @@ def analyse(
     kind: Kind,
     length_aware: bool = True,
     supposed: Rest | None = None,
+    kept: AbstractSet[ir.Node] = frozenset(),
 ) -> Analysis:
     """Walk the graph, whose nodes are in the order of computation.
 
@@ -94,6 +96,7 @@ def analyse(
         outputs: of which the row under `layout` is wanted.
         length_aware: whether recurrent layers may stop early.
         supposed: a rest of an earlier walk: as if its row were enough, and the row of what its operator reads.
+        kept: nodes that are computed in any case. A recurrent layer among them is not computed twice.
     """
     found = Analysis()
     rows: dict[ir.Value, list[Layout]] = {}
@@ -138,6 +141,8 @@ def analyse(
             try:
                 if node.op_type in RECURRENT and not length_aware:
                     raise Stop("it is to compute the whole window")
+                if node.op_type in RECURRENT and node in kept:
+                    raise Stop("another part of the model needs its states too")
                 needs = _needs(node, used, inside, shapes, kind)
             except Stop as stop:
                 needs, reason = _same_rows(node, inside, shapes) if suppose else None, str(stop)

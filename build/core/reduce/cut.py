@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
+from build.core.reduce import own
 from build.core.reduce.analysis import Analysis, Rest, analyse
 from build.core.reduce.cost import Cost, cost, tail
 from build.core.reduce.declared import Declared
@@ -17,6 +19,7 @@ from build.core.reduce.emitter import Emitter, typed
 from build.core.reduce.inputs import Input, Inputs, Role
 from build.core.reduce.layout import Kind, Layout, ReductionError
 from build.core.reduce.passes import check_opset, finish, is_valid, narrow, normalise
+from build.core.reduce.picker import Picker
 from build.core.reduce.projection import distribute
 from build.core.reduce.rules import RECURRENT, Filling, rule_for
 from build.core.reduce.rules.recurrent import is_zero_before
@@ -24,7 +27,7 @@ from build.core.reduce.shapes import Dim, Shapes, fixed, spell
 from build.core.reduce.trim import trim
 from build.core.reduce.worth import worth
 
-Select = Literal["last", "row", "mean", "max"]
+Select = Literal["last", "row", "mean", "max", "own"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Reduction:
     """A reduced model and what was gained.
 
     Attributes:
-        model: the inputs of the full one and, as INT32 [batch], `lengths` (valid rows) or `row` (which row), to
-            [batch, ...] without the time axis. Integer inputs are INT32.
+        model: the inputs of the full one and, as INT32 [batch], `lengths` (valid rows) or `row` (which row), unless the
+            selection is the model's own, to [batch, ...] without the time axis. Integer inputs are INT32.
         rests: where the row is taken, and why there.
         worths: of each rest the predicted milliseconds that are spent on other rows because of it.
         before, after: costs for a batch of one, of `time` rows.
@@ -83,9 +86,10 @@ def reduce(
 
     Args:
         full: with an output [batch, time, ...], or [time, batch, ...], or time further behind. Not changed.
-        select: "last" valid row by the input `lengths`; "row" by the input `row`; "mean" or "max" over valid rows.
-        output: which output is meant, or which ones, all with the same axis of time [default: the first]. The others are
-            left out.
+        select: "last" valid row by the input `lengths`; "row" by the input `row`; "mean" or "max" over valid rows; "own"
+            is what the graph selects itself, and time_axis then the inputs'.
+        output: which output is meant, or, unless it is "own", which ones, all with the same axis of time [default: the
+            first]. The others are left out.
         window: rows that the model takes at most, for which costs are counted, where time is dynamic.
         index_name: what the input `lengths` or `row` is called instead [default: where that is taken, with a number behind].
         output_name: what the output, of several the first, is called instead.
@@ -96,7 +100,6 @@ def reduce(
     Raises:
         ReductionError: the model does not run, or its inputs or outputs do not have these axes.
     """
-    batch_axis = 1 if time_axis == 0 else 0
     model = full.clone()
     graph = model.graph
     check_opset(model)
@@ -104,69 +107,170 @@ def reduce(
     graph.outputs[:] = _named(graph, output)
     labels = [getattr(size, "value", None) for size in graph.outputs[0].shape or ()]
     names = [str(value.name) for value in graph.outputs]
+    if select == "own" and len(names) > 1:
+        raise ReductionError(f"with --select own one output is cut, not {len(names)} ({', '.join(names)}); name one")
     normalise(model)
     targets = list(graph.outputs)
     graph.outputs[:] = dict.fromkeys(targets)  # one may be another by a second name
     inputs = Inputs.find(model, str(targets[0].name), time_axis, window, declared, labels)
     shapes = Shapes(model, inputs)
-    wanted = Layout(time=time_axis, batch=batch_axis)
-    for target in targets:
-        _check_target(target, shapes.of(target) if shapes.known(target) else (), wanted, shapes, select)
     time = window if not fixed(shapes.time) else shapes.time[0]
-    before = cost(graph, shapes, time)
+    before, batch = cost(graph, shapes, time), _batch(graph, inputs)
+    index: list[Input] = []
+    if select == "own":
+        made = _cut_own(model, targets[0], shapes, length_aware, time)
+        sizes = [shapes.of(targets[0])[1:]]
+        targets[0].name = f"{targets[0].name}_before"
+    else:
+        wanted = Layout(time=time_axis, batch=1 if time_axis == 0 else 0)
+        for target in targets:
+            _check_target(target, _dims(target, shapes), wanted, shapes, select)
+        name = _free_name(graph, select, index_name)
+        lengths = ir.Value(name=name, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT32))
+        made = _cut_given(model, targets, wanted, shapes, select, lengths, length_aware, time)
+        role: Role = "row" if select == "row" else "length"
+        index.append(Input(name, np.dtype(np.int32), ("batch",), role=role, known="the index"))
+        apart = (wanted.time, wanted.batch)
+        sizes = [tuple(dim for axis, dim in enumerate(shapes.of(t)) if axis not in apart) for t in targets]
+    for answer, name, dims in zip(graph.outputs, [output_name or names[0], *names[1:]], sizes, strict=True):
+        answer.name = name
+        answer.shape = ir.Shape([batch, *(dim[0] if fixed(dim) else None for dim in dims)])
+    narrow(model)
+    finish(model, valid)
+    kept_inputs = [each for each in inputs.every if any(v.name == each.name for v in graph.inputs)]
+    after_shapes = Shapes(model, replace(inputs, every=(*kept_inputs, *index)), full=True)
+    return Reduction(
+        model=model,
+        select=select,
+        rests=tuple(rest for rest, _ in made.rests),
+        worths=tuple(worth for _, worth in made.rests),
+        before=before,
+        after=cost(graph, after_shapes, time),
+        time=time,
+        empty=made.empty,
+        trimmed=made.trimmed,
+        tail=tail(graph, {str(row.name): told for row, told in made.taken.items()}, after_shapes),
+        inputs=inputs,
+    )
 
-    batch, name = _batch(graph, inputs), _free_name(graph, select, index_name)
-    lengths = ir.Value(name=name, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT32))
-    kind: Kind = "row" if select == "last" else select
+
+@dataclass(frozen=True)
+class _Made:
+    """A graph that is cut: where it rests and why, with what that is worth; by a row what it is taken from, and why."""
+
+    rests: list[tuple[str, float]]
+    taken: dict[ir.Value, tuple[str, str]]
+    empty: bool
+    trimmed: bool
+
+
+def _cut_given(
+    model: ir.Model,
+    targets: list[ir.Value],
+    wanted: Layout,
+    shapes: Shapes,
+    select: Select,
+    lengths: ir.Value,
+    length_aware: bool,
+    time: int,
+) -> _Made:
+    """Select by the new input `lengths`."""
+    graph = model.graph
+    kind: Kind = select if select in ("mean", "max") else "row"
     emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
     _rebuild_shapes(graph, shapes, emitter)
+    found, rests = _sunk(model, targets, wanted, emitter, length_aware, time)
+    empty = all(_answers_empty(found, target, wanted, emitter, select) for target in targets)
+    answers = []
+    for target, row in zip(targets, _rewrite(found, graph, targets, wanted, emitter), strict=True):
+        target.name = f"{target.name}_every_row"  # the name goes to the new output
+        answers.append(typed(emitter.node("Squeeze", [row, emitter.constant([wanted.time])]), target))
+    graph.outputs[:] = answers
+    graph.inputs.append(lengths)
+    trimmed = length_aware and trim(found, graph, answers, shapes, emitter)
+    return _Made(rests, _taken(found, emitter), empty, trimmed)
+
+
+def _cut_own(model: ir.Model, target: ir.Value, shapes: Shapes, length_aware: bool, time: int) -> _Made:
+    """Every selection that the graph makes itself, one after another."""
+    graph, dims = model.graph, _dims(target, shapes)
+    if not dims or dims[0] != shapes.batch or (own.has_time(target, shapes) and not fixed(shapes.time)):
+        raise ReductionError(
+            f"output {target.name!r} is {spell(dims, shapes)}; a model that selects its row itself has batch as axis 0 "
+            "and no time: name another output, or take --select last, row, mean or max of rows"
+        )
+    _rebuild_shapes(graph, shapes, Emitter(model, shapes, "row", ir.Value(name="none"), counted=False))
+    selections, others = own.find(target, shapes)
+    if not selections:
+        raise ReductionError(_no_selection(target, others, shapes))
+    rests: dict[str, float] = {}
+    taken: dict[ir.Value, tuple[str, str]] = {}
+    trimmed = False
+    for selection in selections:
+        graph.sort()
+        answer = selection.node.outputs[0]
+        kept = own.beside(graph.outputs[0], selection)
+        picker = Picker(model, shapes, selection)
+        found, more = _sunk(model, [selection.value], selection.layout, picker, length_aware, time, kept)
+        rests |= {rest: max(worth, rests.get(rest, 0.0)) for rest, worth in more}
+        if not selection.gains(found.plan):
+            # What picks the row, or sums the rows up, is there already.
+            taken[answer] = _source(selection.value, shapes), found.rests[0].reason
+            continue
+        [row] = _rewrite(found, graph, [selection.value], selection.layout, picker)
+        taken |= _taken(found, picker)
+        picked = typed(picker.answer(typed(row, selection.value)), answer)
+        shapes.set(picked, shapes.of(answer))
+        answer.replace_all_uses_with(picked, replace_graph_outputs=True)
+        if length_aware and [selection] == selections and not others and selection.ends_early(kept, shapes):
+            trimmed = trim(found, graph, list(graph.outputs), shapes, picker)
+    rests |= {f"{node.op_type} {node.outputs[0].name}: it takes no single row, but all of them": 0.0 for node in others}
+    return _Made(list(rests.items()), taken, empty=False, trimmed=trimmed)
+
+
+def _sunk(
+    model: ir.Model,
+    targets: Sequence[ir.Value],
+    wanted: Layout,
+    emitter: Emitter,
+    length_aware: bool,
+    time: int,
+    kept: AbstractSet[ir.Node] = frozenset(),
+) -> tuple[Analysis, list[tuple[str, float]]]:
+    """How far the selection of some tensors' rows sinks; and where it rests, as text, with what that is worth."""
+    graph, shapes, kind = model.graph, emitter.shapes, emitter.kind
 
     def analysed(supposed: Rest | None = None) -> Analysis:
-        return analyse(graph, targets, wanted, shapes, kind, length_aware, supposed)
+        return analyse(graph, targets, wanted, shapes, kind, length_aware, supposed, kept)
 
     found = analysed()
     while any(distribute(value, shapes, emitter) for value in found.mixed):
         TopologicalSortPass()(model)
         found = analysed()
-    worths = [worth(rest, found, analysed, shapes, time) for rest in found.rests]
-    empty = all(_answers_empty(found, target, wanted, emitter, select) for target in targets)
-    rows = _rewrite(found, graph, targets, wanted, emitter)
-    # The names go to the new outputs.
-    answers = []
-    for target, row, name in zip(targets, rows, [output_name or names[0], *names[1:]], strict=True):
-        target.name = f"{target.name}_every_row"
-        answer = typed(emitter.node("Squeeze", [row, emitter.constant([time_axis])]), target)
-        answer.name = name
-        answer.shape = ir.Shape([batch, *_sizes(shapes.of(target), time_axis, batch_axis)])
-        answers.append(answer)
-    graph.outputs[:] = answers
-    graph.inputs.append(lengths)
-    trimmed = length_aware and trim(found, graph, answers, shapes, emitter)
-    narrow(model)
-    finish(model, valid)
-    role: Role = "row" if select == "row" else "length"
-    index = Input(str(lengths.name), np.dtype(np.int32), ("batch",), role=role, known="the index")
-    kept_inputs = [each for each in inputs.every if any(v.name == each.name for v in graph.inputs)]
-    after_shapes = Shapes(model, replace(inputs, every=(*kept_inputs, index)), full=True)
-    reasons = {r.value: r.reason for r in found.rests}
-    taken_rows = {
-        str(row.name): (f"{value.name} {spell(shapes.of(value), shapes)}", reasons[value])
-        for row, value in emitter.taken.items()
-    }
-    ends = _ends(found, shapes)
-    return Reduction(
-        model=model,
-        select=select,
-        rests=(*(_described(r, shapes) for r in found.rests), *ends),
-        worths=(*worths, *(0.0 for _ in ends)),
-        before=before,
-        after=cost(graph, after_shapes, time),
-        time=time,
-        empty=empty,
-        trimmed=trimmed,
-        tail=tail(graph, taken_rows, after_shapes),
-        inputs=inputs,
+    rests = [(_described(rest, shapes), worth(rest, found, analysed, shapes, time)) for rest in found.rests]
+    return found, rests + [(end, 0.0) for end in _ends(found, shapes)]
+
+
+def _no_selection(target: ir.Value, others: list[ir.Node], shapes: Shapes) -> str:
+    told = ", ".join(f"{node.op_type} {node.outputs[0].name}" for node in others)
+    return (
+        f"nothing in front of output {target.name!r} {spell(shapes.of(target), shapes)} takes one row of a tensor "
+        f"[batch, time, ...]{f'; all rows go into {told}' if told else ''}. There is nothing to cut: serve it as it is"
     )
+
+
+def _taken(found: Analysis, emitter: Emitter) -> dict[ir.Value, tuple[str, str]]:
+    """By a row: the tensor that it is taken from, and why there."""
+    reasons = {rest.value: rest.reason for rest in found.rests}
+    return {row: (_source(value, emitter.shapes), reasons[value]) for row, value in emitter.taken.items()}
+
+
+def _source(value: ir.Value, shapes: Shapes) -> str:
+    return f"{value.name} {spell(shapes.of(value), shapes)}"
+
+
+def _dims(value: ir.Value, shapes: Shapes) -> tuple[Dim, ...]:
+    return shapes.of(value) if shapes.known(value) else ()
 
 
 def _named(graph: ir.Graph, output: str | Sequence[str] | None) -> list[ir.Value]:
@@ -187,8 +291,8 @@ def _check_target(target: ir.Value, dims: tuple[Dim, ...], wanted: Layout, shape
     if len(dims) <= max(batch, time) or dims[time] != shapes.time or dims[batch] != shapes.batch:
         raise ReductionError(
             f"output {target.name!r} is {spell(dims, shapes)}; needed are batch as axis {batch} and time as axis {time}, of "
-            "the same sizes as an input's. Name another output or time axis; of a model that selects its row itself, export "
-            "what it selects from"
+            "the same sizes as an input's. Name another output or time axis; of a model that selects its row itself, take "
+            "--select own"
         )
     if select == "mean" and target.dtype is not None and not target.dtype.is_floating_point():
         raise ReductionError(f"output {target.name!r} is of integers, of which a mean is none; select last, row or max")
@@ -208,11 +312,6 @@ def _batch(graph: ir.Graph, inputs: Inputs) -> int | ir.SymbolicDim:
         if value.shape is not None and "batch" in each.axes:
             return value.shape[each.axes.index("batch")]
     return inputs.fixed["batch"]
-
-
-def _sizes(dims: tuple[Dim, ...], time_axis: int, batch_axis: int) -> list[int | None]:
-    """The output's remaining axes: a number, or None where it depends on batch or time."""
-    return [dim[0] if fixed(dim) else None for axis, dim in enumerate(dims) if axis not in (time_axis, batch_axis)]
 
 
 def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:
@@ -285,8 +384,8 @@ def _answers_empty(found: Analysis, target: ir.Value, wanted: Layout, emitter: E
 
 def _described(rest: Rest, shapes: Shapes) -> str:
     node = rest.value.producer()
-    source = f"{node.op_type} " if node is not None else ""
-    return f"{source}{rest.value.name} {spell(shapes.of(rest.value), shapes)}: {rest.reason}"
+    kind = f"{node.op_type} " if node is not None else ""
+    return f"{kind}{_source(rest.value, shapes)}: {rest.reason}"
 
 
 def _ends(found: Analysis, shapes: Shapes) -> list[str]:

@@ -19,6 +19,7 @@ class Emitter:
         lengths: INT32 [batch], the input that says which row is wanted: valid rows, or with `row` its number.
         taken: by a tensor's wanted row, the tensor.
         numbers: rows counted from 0: they grow with time, and the first ones stay what they are.
+        private: nodes that read the inputs as they come, however many columns are cut off them.
 
     >>> from build.core.reduce.example import model, shapes_of
     >>> full = model("y = Tanh(x)")
@@ -38,6 +39,7 @@ class Emitter:
         self.lengths = lengths
         self.taken: dict[ir.Value, ir.Value] = {}
         self.numbers: set[ir.Value] = set()
+        self.private: set[ir.Node] = set()
         self._first = -1 if counted else 0  # the wanted row is lengths + this
         self._axes = {"batch": _axis(model, shapes, shapes.batch), "time": _axis(model, shapes, shapes.time)}
         self._cache: dict[object, ir.Value] = {}
@@ -176,6 +178,11 @@ class Emitter:
     def answers_nothing(self, offset: int) -> bool:
         """Whether the row `offset` further on exists even for a history without any valid row."""
         return self._first + offset >= 0
+
+    def ends(self, rows: Dim, offset: int) -> bool:
+        """Whether the row `offset` further on is known to be the last of so many, for the whole batch."""
+        del rows, offset
+        return False
 
     def precedes(self, layout: Layout) -> bool:
         """Whether a history without any valid row asks for the one right before the first."""

@@ -146,7 +146,7 @@ class Inputs:
             lowest = {name: low for name, (low, _) in declared.ranges.items()}
             axes, fixed = sized.find(model, session, output, labels, time_axis, window, lowest)
             every = [_read(value, axes[str(value.name)], declared) for value in model.graph.inputs]
-            found = cls(tuple(every), fixed, window)
+            found = _numbered(session, output, cls(tuple(every), fixed, window))
             return replace(found, every=_indices(model, session, output, found))
 
     @property
@@ -224,6 +224,26 @@ def _read(value: ir.Value, axes: tuple[str | int, ...], declared: Declared) -> I
     if readers.asked_whether_zero(value):
         return replace(read, low=0, high=1, known="it is only asked whether it is 0")
     return read
+
+
+def _numbered(session: ort.InferenceSession, output: str, inputs: Inputs) -> Inputs:
+    """Of what picks rows, and is not declared, the number of a row, from 0, where the number of all rows is none."""
+    sizes = inputs.sizes(_PROBED[0], min(_PROBED[1], inputs.window))
+
+    def takes(tried: Inputs) -> bool:
+        lengths = np.full(sizes[BATCH], sizes[TIME])
+        try:
+            session.run([output], tried.draw(sizes, lengths, np.random.default_rng(0)))
+        except Exception:  # whatever it is: the number is not taken
+            return False
+        return True
+
+    for number, each in enumerate(inputs.every):
+        if each.role == "length" and each.known != "declared":
+            every = (*inputs.every[:number], replace(each, role="row"), *inputs.every[number + 1 :])
+            if not takes(inputs) and takes(replace(inputs, every=every)):
+                inputs = replace(inputs, every=every)
+    return inputs
 
 
 def _indices(model: ir.Model, session: ort.InferenceSession, output: str, inputs: Inputs) -> tuple[Input, ...]:

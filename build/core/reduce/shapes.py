@@ -30,6 +30,7 @@ RUNS = ((2, 13), (3, 13), (2, 17), (3, 17), (5, 23), (2, 13), (3, 17))
 SHORT_RUNS = ((2, 3), (7, 3), (2, 5), (7, 5), (11, 6), (2, 3), (7, 5))  # for models that take no more rows than that
 _OTHERS = (11, 7, 19, 5, 17, 23, 3, 13, 29, 2)  # sizes of further axes: they follow neither batch nor time
 _FEW = 16  # numbers in a tensor that may be a shape
+_SINGLE = 8  # bytes of one INT64
 
 
 class Shapes:
@@ -61,6 +62,7 @@ class Shapes:
         """
         self._values: dict[ir.Value, tuple[Dim, ...]] = {}
         self._timeless: set[ir.Value] = set()
+        self._numbers: dict[ir.Value, Dim] = {}
         near, far = _runs(inputs)
         self.batch: Dim = tuple(batch for batch, _ in near + far)
         self.time: Dim = tuple(time for _, time in near + far)
@@ -102,6 +104,9 @@ class Shapes:
             pairs = ((contents[0], contents[2]), (contents[1], contents[3]))
             if all(value.name in a and a[value.name] == b.get(value.name) for a, b in pairs):
                 self._timeless.add(value)
+            single = [c.get(value.name or "", b"") for c in contents]
+            if value.dtype == ir.DataType.INT64 and all(len(c) == _SINGLE for c in single):
+                self._numbers[value] = tuple(int(np.frombuffer(c, np.int64)[0]) for c in single)
         by_name = {each.name: each for each in inputs.every}
         for value in model.graph.inputs:
             self._values[value] = tuple(
@@ -128,6 +133,19 @@ class Shapes:
     def timeless(self, value: ir.Value) -> bool:
         """Whether it is a few numbers that are the same however many rows there are."""
         return value in self._timeless or value.const_value is not None
+
+    def number(self, value: ir.Value) -> Dim | None:
+        """What an INT64 of one number holds, as a size that is the same in the small runs; None where it is none of a size.
+
+        >>> from build.core.reduce.example import model, shapes_of
+        >>> full = model("n = Shape<start = 1, end = 2>(x)  f = Cast<to = 1>(n)  y = Mul(x, f)")
+        >>> shapes = shapes_of(full)
+        >>> shapes.number(full.graph[0].outputs[0]) == shapes.time
+        True
+        """
+        held = self._numbers.get(value)
+        sizes = (self.batch, self.time)
+        return next((size for size in sizes if held is not None and size[: len(held)] == held), None)
 
     def set(self, value: ir.Value, dims: tuple[Dim, ...]) -> None:
         """Record a new tensor's shape."""

@@ -49,10 +49,9 @@ def trim(found: Analysis, graph: ir.Graph, answers: Sequence[ir.Value], shapes: 
         parts = [value, emitter.constant([0]), end, emitter.constant(axes)]
         trimmed = emitter.node("Slice", parts, f"{value.name}_trimmed")
         typed(trimmed, value)
-        value.replace_all_uses_with(trimmed)
-        made = trimmed.producer()
-        assert made is not None
-        made.replace_input_with(0, value)
+        for reader, number in list(value.uses()):
+            if reader is not trimmed.producer() and reader not in emitter.private:
+                reader.replace_input_with(number, trimmed)
     return True
 
 

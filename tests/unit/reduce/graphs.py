@@ -205,7 +205,8 @@ def computed(
     session = _session(proto)
     feeds = _feeds(session, batch, TIME, np.random.default_rng(0), below or {})
     whole = TIME - 1 if reduction.select == "row" else TIME  # so that nothing is trimmed
-    feeds["row" if reduction.select == "row" else "lengths"] = np.full(batch, whole, np.int32)
+    if reduction.select != "own":
+        feeds["row" if reduction.select == "row" else "lengths"] = np.full(batch, whole, np.int32)
     names = [v.name for v in session.get_outputs()]
     shapes = {name: np.shape(v) for name, v in zip(names, session.run(names, feeds), strict=True)}
     shapes |= {name: np.shape(v) for name, v in feeds.items()}

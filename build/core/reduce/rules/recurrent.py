@@ -50,7 +50,8 @@ class Recurrent(Rule):
 
     def emit(self, node: ir.Node, inputs: Inputs, layout: Layout, emitter: Emitter) -> list[ir.Value]:
         slots = [*inputs, *([None] * (6 - len(inputs)))]
-        slots[4] = emitter.steps(layout.offset, layout.inner)
+        if not emitter.ends(emitter.shapes.of(node.outputs[0])[0], layout.offset):
+            slots[4] = emitter.steps(layout.offset, layout.inner)
         every, state = emitter.like(node, slots, outputs=2)
         every.name = ""  # left out
         state.name = emitter.name("final_state")
