@@ -28,6 +28,7 @@ def find(
     time_axis: int,
     window: int,
     lowest: Mapping[str, float],
+    own: bool = False,
 ) -> tuple[dict[str, tuple[str | int, ...]], dict[str, int]]:
     """Name every axis of every input.
 
@@ -42,6 +43,7 @@ def find(
         labels: what the file calls its axes, as far as it does.
         time_axis: of the output; batch is axis 0 there, or 1 where time is 0.
         window: rows that the model takes at most.
+        own: whether the output has batch as axis 0 and no time, whose axis is then the inputs'.
         lowest: of some inputs the value to try the model with; others get zeros, what has no axes but the batch ones.
 
     Returns:
@@ -64,7 +66,8 @@ def find(
             told = ", ".join(f"{_spelled(key)} {size}" for key, size in counts[len(shapes)].items())
             refusal = f"the model does not run at {told or 'the sizes in its file'}: {str(e).splitlines()[0]}"
             continue
-        return _named(keys, main, places, groups, counts, shapes, labels, time_axis)
+        answer = (0, None) if own else (1 if time_axis == 0 else 0, time_axis)
+        return _named(keys, main, places, groups, counts, shapes, labels, answer)
     raise ReductionError(
         f"{refusal}. An axis that is fixed inside the graph has to be fixed in its inputs, or exported as dynamic (a loop "
         "over time in Python is exported with as many steps as its example has rows: export it at a fixed window, with the "
@@ -150,29 +153,29 @@ def _named(
     counts: list[dict[Key, int]],
     shapes: list[tuple[int, ...]],
     labels: Sequence[str | None],
-    time_axis: int,
+    answer: tuple[int, int | None],
 ) -> tuple[dict[str, tuple[str | int, ...]], dict[str, int]]:
-    batch_axis = 1 if time_axis == 0 else 0
     names: dict[Key, str] = {}
     fixed: dict[str, int] = {}
-    for meaning, axis, place in ((BATCH, batch_axis, places[0]), (TIME, time_axis, places[1])):
+    for meaning, axis, place in zip((BATCH, TIME), answer, places, strict=True):
         followed = [
             group
             for group in groups
-            if all(
+            if axis is not None
+            and all(
                 len(shape) > axis and shape[axis] == sizes[group[0]]
                 for shape, sizes in zip(shapes, counts, strict=True)
             )
         ]
         here = keys[main][place]
         # Where the output has its axes in another order than all inputs, only their names tell whether that is meant.
-        told = axis < len(labels) and bool(followed) and labels[axis] in followed[0]
+        told = axis is not None and axis < len(labels) and bool(followed) and labels[axis] in followed[0]
         stands = any(axes[place] in group for group in followed[:1] for axes in keys.values() if len(axes) >= 2)
         if not isinstance(here, int) and not stands and not told:
             followed = []
         if not followed and isinstance(here, int):
             standing = [axes[place] for axes in keys.values() if len(axes) >= 2]
-            answered = shapes[0][axis] if len(shapes[0]) > axis else here
+            answered = shapes[0][axis] if axis is not None and len(shapes[0]) > axis else here
             fixed[meaning] = answered if answered in standing else here
             continue
         # Where the output follows none, this is not its axis, and the caller sees that.

@@ -112,7 +112,7 @@ def reduce(
     normalise(model)
     targets = list(graph.outputs)
     graph.outputs[:] = dict.fromkeys(targets)  # one may be another by a second name
-    inputs = Inputs.find(model, str(targets[0].name), time_axis, window, declared, labels)
+    inputs = Inputs.find(model, str(targets[0].name), time_axis, window, declared, labels, own=select == "own")
     shapes = Shapes(model, inputs)
     time = window if not fixed(shapes.time) else shapes.time[0]
     before, batch = cost(graph, shapes, time), _batch(graph, inputs)

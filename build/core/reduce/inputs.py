@@ -119,6 +119,7 @@ class Inputs:
         window: int,
         declared: Declared | None = None,
         labels: Sequence[str | None] = (),
+        own: bool = False,
     ) -> Inputs:
         """Find out what the inputs are by looking at the graph and running it.
 
@@ -131,6 +132,7 @@ class Inputs:
             output: the output that is meant, and its axis of time.
             window: rows that the model takes at most.
             labels: what the file calls the axes of the output, as far as it does.
+            own: whether the output has batch as axis 0 and no time, whose axis is then the inputs'.
 
         Raises:
             ReductionError: a declared input is not there, an input has no shape, or the model does not run.
@@ -144,7 +146,7 @@ class Inputs:
             except Exception as e:  # ONNX Runtime raises plain classes of its own without a common base
                 raise ReductionError(f"ONNX Runtime does not load the model: {str(e).splitlines()[0]}") from e
             lowest = {name: low for name, (low, _) in declared.ranges.items()}
-            axes, fixed = sized.find(model, session, output, labels, time_axis, window, lowest)
+            axes, fixed = sized.find(model, session, output, labels, time_axis, window, lowest, own)
             every = [_read(value, axes[str(value.name)], declared) for value in model.graph.inputs]
             found = _numbered(session, output, cls(tuple(every), fixed, window))
             return replace(found, every=_indices(model, session, output, found))

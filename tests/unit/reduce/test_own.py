@@ -365,3 +365,14 @@ def test_lengths_of_0_are_compared_too(form, tmp_path):
     h = g.op("Tanh", layer(g, "LSTM", g.sequence(4), 4, 4))
     ir.save(head(g, WRAPPING[form](g, h, index(g), 4)), tmp_path / "full.onnx")
     reduce_file(tmp_path / "full.onnx", tmp_path / "row.onnx", "own", window=32)
+
+
+def test_time_may_be_the_inputs_first_axis_and_another_input_have_batch_first(tmp_path):
+    """The answer's first axis is batch, which must not be taken for the inputs' first."""
+    g = Graph()
+    x, states = g.input("x", "time", "batch", 3), g.input("states", "batch", "steps", 3)
+    queries = g.op("Transpose", x, perm=[1, 0, 2])
+    weights = g.op("Softmax", g.op("MatMul", queries, g.op("Transpose", states, perm=[0, 2, 1])), axis=-1)
+    ir.save(g.model(g.op("Gather", g.op("MatMul", weights, states), np.array(-1), axis=1)), tmp_path / "full.onnx")
+    reduction, _ = reduce_file(tmp_path / "full.onnx", tmp_path / "row.onnx", "own", time_axis=0, window=32)
+    assert reduction.rests == ("x [time, batch, 3]: it is an input",)
