@@ -180,6 +180,9 @@ def _named(
             continue
         # Where the output follows none, this is not its axis, and the caller sees that.
         followed = followed or [group for group in groups if here in group]
+        if axis is None and any(key in names for key in followed[0]):  # the first of the inputs has batch there
+            standing = [axes[place] for axes in keys.values() if len(axes) >= 2 and axes[place] not in names]
+            followed = [group for group in groups if any(key in group for key in standing)] or followed
         if not any(key in names for key in followed[0]):
             names |= dict.fromkeys(followed[0], meaning)
     for number, group in enumerate(groups):

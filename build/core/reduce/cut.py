@@ -199,6 +199,9 @@ def _cut_own(model: ir.Model, target: ir.Value, shapes: Shapes, length_aware: bo
             f"output {target.name!r} is {spell(dims, shapes)}; a model that selects its row itself has batch as axis 0 "
             "and no time: name another output, or take --select last, row, mean or max of rows"
         )
+    sizes = [dim for value in graph.inputs for dim in shapes.of(value)]
+    if shapes.time not in sizes or shapes.batch not in sizes:
+        raise ReductionError("no input has both batch and time where they are looked for: name the inputs' --time-axis")
     _rebuild_shapes(graph, shapes, Emitter(model, shapes, "row", ir.Value(name="none"), counted=False))
     selections, others = own.find(target, shapes)
     if not selections:

@@ -376,3 +376,13 @@ def test_time_may_be_the_inputs_first_axis_and_another_input_have_batch_first(tm
     ir.save(g.model(g.op("Gather", g.op("MatMul", weights, states), np.array(-1), axis=1)), tmp_path / "full.onnx")
     reduction, _ = reduce_file(tmp_path / "full.onnx", tmp_path / "row.onnx", "own", time_axis=0, window=32)
     assert reduction.rests == ("x [time, batch, 3]: it is an input",)
+
+
+def test_static_features_may_come_before_a_history_with_time_first(tmp_path):
+    g = Graph()
+    static = g.input("static", "batch", 3)
+    x = g.op("Transpose", g.input("x", "time", "batch", 3), perm=[1, 0, 2])
+    row = g.op("Gather", g.op("Tanh", g.op("Add", x, g.op("Unsqueeze", static, [1]))), np.array(-1), axis=1)
+    ir.save(g.model(row), tmp_path / "full.onnx")
+    reduction, _ = reduce_file(tmp_path / "full.onnx", tmp_path / "row.onnx", "own", time_axis=0, window=32)
+    assert reduction.rests == ("x [time, batch, 3]: it is an input",)
