@@ -63,13 +63,16 @@ class Picker(Emitter):
             assert index is not None
             number = self.node("Cast", [index], to=ir.DataType.INT64)
             number = self.node("Reshape", [number, self.constant([-1])], "row_number")
-            # As Gather does: what is negative counts from the end.
-            wrapped = self.node("Add", [number, self.size(self._long)], "row_from_the_end")
-            self.numbers.add(wrapped)
-            number = self.node("Where", [self.node("Less", [number, self.constant([0])]), wrapped, number])
+            number = self._from_front(number)
             if not any(dim == self.shapes.batch for dim in self.shapes.of(index)):
                 number = self.node("Expand", [number, batch], "row_numbers")
         return self.node("Cast", [number], "own_row", to=ir.DataType.INT32)
+
+    def _from_front(self, number: ir.Value) -> ir.Value:
+        """As Gather does: what is negative counts from the end."""
+        behind = self.node("Add", [number, self.size(self._long)], "row_from_the_end")
+        self.numbers.add(behind)
+        return self.node("Where", [self.node("Less", [number, self.constant([0])]), behind, number])
 
     def _row(self, value: ir.Value, layout: Layout, dims: Sequence[Dim]) -> ir.Value:
         index = self._selection.index
@@ -89,7 +92,10 @@ class Picker(Emitter):
         rank = len(dims) + max(-layout.batch, 0)
         time, batch = layout.time + rank - len(dims), layout.batch + rank - len(dims)
         weights = self._weights(value, layout, rank, time, batch)
-        total = self._reduce("ReduceSum", self.node("Mul", [value, weights]), time)
+        if (batch, time, rank) == (0, 1, 3):  # a product is the fastest sum
+            total = self.node("MatMul", [self.node("Transpose", [weights], perm=[0, 2, 1]), value])
+        else:
+            total = self._reduce("ReduceSum", self.node("Mul", [value, weights]), time)
         return self.node("Div", [total, self._total(value, layout, rank, time, batch)], f"{value.name}_mean")
 
     def _total(self, value: ir.Value, layout: Layout, *axes: int) -> ir.Value:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from build.core.reduce import Declared, Select
 from tests.unit.reduce.composition import Composition
-from tests.unit.reduce.graphs import FLOAT16, SELECTS
+from tests.unit.reduce.graphs import FLOAT, FLOAT16, SELECTS
 from tests.unit.reduce.inputs import IDS, Given
 from tests.unit.reduce.layers import ANY, CAUSAL
 
@@ -45,6 +45,7 @@ class Example:
 def compose(data: st.DataObject) -> Example:
     """Draw a model and the options to reduce it with."""
     m = Composition(data)
+    select: Select = m.choose(*SELECTS, "last", "last", "row", "own", "own", label="select")
     starts: list[tuple[str, ...]] = [("ids", "features"), ("features",), ("ids",), ("static", "ids")]
     for name in m.choose(*starts, label="inputs"):
         if name == "static":
@@ -60,7 +61,9 @@ def compose(data: st.DataObject) -> Example:
     names = []
     for name, width in answers:
         answer = m.op("MatMul", name, m.weight(width, 3)) if m.flag("head") else m.op("Identity", name)
-        if m.time_axis != 1:
+        if select == "own":
+            answer = own(m, answer)
+        elif m.time_axis != 1:
             answer = m.op("Transpose", answer, perm=[1, 0, 2] if m.time_axis == 0 else [0, 2, 1])
         names.append(answer)
     half = m.number(0, 5, "half output") == 5
@@ -73,12 +76,36 @@ def compose(data: st.DataObject) -> Example:
         lengths=frozenset(each.name for each in every if each.role == "length") if said else frozenset(),
         masks=frozenset(each.name for each in every if each.role == "mask") if said else frozenset(),
     )
+    several = select != "own" and m.number(0, 2, "every output") == 2
     options = Options(
-        select=m.choose(*SELECTS, "last", "last", "row", label="select"),
-        time_axis=m.time_axis,
-        outputs=tuple(names) if m.number(0, 2, "every output") == 2 else (m.choose(*names, label="output"),),
+        select=select,
+        time_axis=min(m.time_axis, 1) if select == "own" else m.time_axis,
+        outputs=tuple(names) if several else (m.choose(*names, label="output"),),
         window=m.choose(*WINDOWS, label="window"),
         declared=declared,
     )
     model = m.model(*names, dtype=np.float16 if half else np.float32)
     return Example(model, tuple(every), options, m.half, frozenset(m.marks))
+
+
+def own(m: Composition, rows: str) -> str:
+    """[batch, width] of [batch, time, width]: the row or rows that the model selects itself."""
+    form = m.choose("last", "first", "kept", "pairs", "row", "merged", "mean", "both", label="own")
+    if form == "kept":
+        return m.op("Squeeze", m.op("Slice", rows, [-1], [2**63 - 1], [1]), [1])
+    if form == "both":
+        return m.op("Add", *(m.op("Gather", rows, np.array(number), axis=1) for number in (0, -1)))
+    if form == "mean":
+        mask = m.op("Cast", m.op("Unsqueeze", m.valid(), [2]), to=FLOAT)
+        total = m.op("ReduceSum", m.op("Mul", rows, mask), [1], keepdims=0)
+        return m.op("Div", total, m.op("Clip", m.op("ReduceSum", mask, [1], keepdims=0), np.array(1e-6, np.float32)))
+    if form in ("last", "first"):
+        return m.op("Gather", rows, np.array(-1 if form == "last" else 0), axis=1)
+    index = m.op("Sub", m.lengths(), np.array(1))
+    if form == "row":
+        return m.op("GatherND", rows, m.op("Unsqueeze", index, [1]), batch_dims=1)
+    histories = m.op("Range", np.array(0), m.op("Squeeze", m.learners()), np.array(1))
+    if form == "pairs":
+        return m.op("GatherND", rows, m.op("Concat", *(m.op("Unsqueeze", n, [1]) for n in (histories, index)), axis=1))
+    merged = m.op("Reshape", rows, m.op("Concat", [-1], m.size(rows, 2), axis=0))
+    return m.op("Gather", merged, m.op("Add", m.op("Mul", histories, m.number_of_rows()), index))

@@ -199,3 +199,36 @@ def columns() -> ir.Model:
     g = Graph()
     x = g.op("Reshape", embedded(g), [0, 0, 2, 2])
     return g.model(g.op("Gather", x, np.array([[0, 1], [1, 0]]), axis=2))
+
+
+def own_row(of: str = "LSTM") -> ir.Model:
+    """The last valid row, by a length among the inputs, is gathered inside."""
+    g = Graph()
+    x = embedded(g)
+    column = g.op("Reshape", g.op("Sub", g.input("n", "batch", dtype=np.int64), np.array(1)), [-1, 1, 1])
+    wide = g.op("Expand", column, g.op("Concat", g.size("ids", 0), [1, 4], axis=0))
+    row = g.op("GatherElements", recurrent(g, x) if of == "LSTM" else g.op("Tanh", x), wide, axis=1)
+    return g.model(g.op("MatMul", g.op("Squeeze", row, [1]), g.weight(4, 3)))
+
+
+def own_share() -> ir.Model:
+    """A row that is gathered inside and divided by how many rows there are."""
+    g = Graph()
+    row = g.op("GatherND", recurrent(g, embedded(g)), g.input("n", "batch", 1, dtype=np.int64), batch_dims=1)
+    return g.model(g.op("Div", row, g.op("Cast", g.size("ids", 1), to=FLOAT)))
+
+
+def own_last() -> ir.Model:
+    g = Graph()
+    return g.model(g.op("Gather", g.op("Tanh", embedded(g)), np.array(-1), axis=1))
+
+
+def own_mean() -> ir.Model:
+    """A mean by a mask, of a linear layer."""
+    g = Graph()
+    mask = g.op("Cast", g.op("Unsqueeze", g.sequence(name="mask", dtype=np.bool_), [2]), to=FLOAT)
+    rows = g.op("Add", g.op("MatMul", g.op("Tanh", embedded(g)), g.weight(4, 4)), g.weight(4))
+    total = g.op("ReduceSum", g.op("Mul", rows, mask), [1], keepdims=0)
+    return g.model(
+        g.op("Div", total, g.op("Clip", g.op("ReduceSum", mask, [1], keepdims=0), np.array(1e-9, np.float32)))
+    )

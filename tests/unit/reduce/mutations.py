@@ -17,6 +17,7 @@ from build.core import reduction
 from build.core.reduce import rules
 from build.core.reduce.emitter import Emitter
 from build.core.reduce.layout import Layout, Needs
+from build.core.reduce.picker import Picker
 from build.core.reduce.projection import Part
 from build.core.reduce.shapes import Shapes
 
@@ -126,6 +127,14 @@ def rounded(proto: onnx.ModelProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16).astype(np.float32), tensor.name))
 
 
+def other_constant(proto: onnx.ModelProto, number: int, other: int) -> None:
+    """A constant of one number holds another one."""
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.int64 and array.reshape(-1).tolist() == [number]:
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, other), tensor.name))
+
+
 def without_steps(proto: onnx.ModelProto) -> None:
     """A recurrent layer that is not told where to stop."""
     for node in proto.graph.node:
@@ -136,6 +145,11 @@ def without_steps(proto: onnx.ModelProto) -> None:
 def whole_mean(emitter: Emitter, value: ir.Value, layout: Layout, dims: list[Any]) -> ir.Value:
     """The mean over the padding too."""
     return emitter.node("ReduceMean", [value, emitter.constant([layout.time])], f"{value.name}_mean", keepdims=1)
+
+
+def without_bias(picker: Picker, row: ir.Value) -> ir.Value:
+    """What selects nothing answers what the bias is, and not a sum of nothing."""
+    return picker.node("Squeeze", [row, picker.constant([1])])
 
 
 def not_causal(rule: rules.Attention, node: ir.Node, inputs: Any, layout: Layout, emitter: Emitter) -> list[ir.Value]:

@@ -136,6 +136,13 @@ def compare(
     feeds = {each.name: each.draw(sizes, lengths, rng) for each in example.given}
     # Which row: the last valid one, or any of all where none is padding.
     number = rng.integers(1, sizes[TIME] + 1, len(lengths)) if select == "row" else lengths
+    if select == "own":
+        wanted = full.run([*example.options.outputs], feeds)[0]
+        answer = cut.run(None, _narrowed(cut, feeds))[0]
+        assert answer.shape == wanted.shape, told
+        assert answer.dtype == wanted.dtype, told
+        assert apart(answer, wanted) <= allowed * spread(wanted), f"{apart(answer, wanted):.1e} off at {told}"
+        return
     answers = _answers(cut, feeds, number, select)
     every = _rows(full, feeds, example)
     for answer, rows in zip(answers, every, strict=True):
@@ -193,9 +200,15 @@ def _answers(cut: ort.InferenceSession, feeds: dict[str, Array], number: Array, 
     taken = [value.name for value in cut.get_inputs()]
     index = taken[-1]
     assert index not in feeds
-    every = {**feeds, index: (number - (select == "row")).astype(np.int32)}
-    narrow = [value.name for value in cut.get_inputs() if value.type == "tensor(int32)"]
-    return cut.run(None, {name: every[name].astype(np.int32) if name in narrow else every[name] for name in taken})
+    return cut.run(None, _narrowed(cut, {**feeds, index: (number - (select == "row")).astype(np.int32)}))
+
+
+def _narrowed(cut: ort.InferenceSession, feeds: dict[str, Array]) -> dict[str, Array]:
+    """What it takes of the feeds; its integers are INT32."""
+    kinds = {value.name: value.type for value in cut.get_inputs()}
+    return {
+        name: feeds[name].astype(np.int32) if kind == "tensor(int32)" else feeds[name] for name, kind in kinds.items()
+    }
 
 
 def test_the_cut_of_a_random_model_answers_as_the_model_does_or_is_refused_with_what_to_change():

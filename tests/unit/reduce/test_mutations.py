@@ -16,6 +16,7 @@ import pytest
 
 from build.core.reduce import Declared, ReductionError, projection, rules, trim
 from build.core.reduce.emitter import Emitter
+from build.core.reduce.picker import Picker
 from build.core.reduce.shapes import Shapes
 from build.core.reduction import reduce_file
 from tests.unit.reduce.models import (
@@ -27,7 +28,11 @@ from tests.unit.reduce.models import (
     head,
     lstm,
     masked,
+    own_last,
     own_lengths,
+    own_mean,
+    own_row,
+    own_share,
     packed_projection,
     positions,
     previous,
@@ -54,6 +59,7 @@ from tests.unit.reduce.mutations import (
     lenient,
     moved_rows,
     not_causal,
+    other_constant,
     parts_turned,
     replaced,
     rounded,
@@ -65,6 +71,7 @@ from tests.unit.reduce.mutations import (
     turned_lookup,
     unread_time,
     whole_mean,
+    without_bias,
     without_steps,
 )
 
@@ -168,6 +175,29 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
     "the answer transposed": (square, behind_answer("Transpose", perm=[0, 2, 1]), "last"),
     "the answer a thousandth off": (head, behind_answer("Mul", np.array(1.002, np.float32)), "last"),
     "weights in the precision of 16 bits": (head, edited(rounded), "last"),
+    "the row behind the model's own": (
+        *(partial(own_row, "rows"), swapped(Emitter, "index", lambda f: lambda e, n: f(e, n + 1))),
+        "own",
+    ),
+    "a step too few for the model's own row": (
+        *(own_row, swapped(Emitter, "steps", lambda f: lambda e, n, i=1: f(e, n - 1, i))),
+        "own",
+    ),
+    "a layer of unequal lengths taken for one that ends by itself": (
+        *(own_row, swapped(Picker, "ends", lambda _: lambda *_: True)),
+        "own",
+    ),
+    "a length of 0 taken for the first row": (
+        *(partial(own_row, "rows"), swapped(Picker, "_from_front", lambda _: lambda _, number: number)),
+        "own",
+    ),
+    "the last row but one": (own_last, edited(lambda p: other_constant(p, -1, -2)), "own"),
+    "the padding in the model's own mean": (own_mean, swapped(Picker, "_pool", lambda _: whole_mean), "own"),
+    "a mean in place of the model's own sum": (own_mean, swapped(Picker, "answer", lambda _: without_bias), "own"),
+    "columns cut off where the answer counts them": (
+        *(own_share, swapped(trim, "_counts_rows", lambda _: lambda *_: False)),
+        "own",
+    ),
     "ids in a byte": (vocabulary, before_input("ids", "Clip", np.array(0, np.int32), np.array(255, np.int32)), "last"),
 }
 
