@@ -182,5 +182,5 @@ clean: ## remove what was built; environments (.venv*) stay, and specs that some
 		digest=$$(tail -n +3 "$$spec" | sha256sum | cut -c 1-64); \
 		if sed -n 2p "$$spec" | grep -qF "$$digest"; then rm "$$spec"; else echo "kept: $$spec"; fi; done
 	@test ! -d build/artifacts || find build/artifacts -depth \( -type d -empty -o ! -type d ! -name spec.toml \) -delete
-	rm -rf models/core/1/model.onnx* models/*/1/contract.py models/*/1/chain.py .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf models/core/1/model.onnx* $(addprefix models/*/1/,contract.py values.py window.py chain.py) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +

@@ -4,201 +4,54 @@ Numpy and the standard library alone, in the words of Python 3.8: a copy travels
 container serves it, and the client, the parity gate and the benches use this one.
 
 A request is {input name: [batch, time, ...]}, oldest first, its inputs aligned. Of the first one the padding tells how long
-each history is; the others follow it. What an input may hold is said in `Values`, all that a model asks for in `Contract`.
+each history is; the others follow it. What an
+input may hold is said in values.py, how windows are taken in window.py, all that a model asks for in `Contract`.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-PADDING = -1
+from .values import WORDS, RefusedError, Values, Words, batch_of, check, check_context, check_ids
+from .window import PADDING, appended, is_valid, narrowest, pad, positions, recent, shifted
 
-
-class RefusedError(ValueError):
-    """A request that breaks the contract: the message names tensor, history, position, value and what is allowed there.
-
-    reason: what refusals are counted by: "shape", "padding", "too_short", "too_long", or that of the input's `Values`.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class Values(NamedTuple):
-    """What an input may hold before its padding: whole numbers from `start` to below `end`; without an end, finite numbers.
-
-    said: the same in words. reason: what a value beyond them is counted as.
-    """
-
-    end: int | None
-    said: str
-    reason: str
-    start: int = 0
-
-
-class Words(NamedTuple):
-    """What messages call one history of a request, several of them, and the steps of one."""
-
-    history: str = "history"
-    histories: str = "histories"
-    step: str = "step"
-    steps: str = "steps"
-
-
-WORDS = Words()
+__all__ = [
+    "PADDING",
+    "Contract",
+    "RefusedError",
+    "Source",
+    "Values",
+    "Words",
+    "batch_of",
+    "check",
+    "check_ids",
+    "is_valid",
+    "last_rows",
+    "narrowest",
+    "pad",
+    "recent",
+]
 
 
 class Source(NamedTuple):
-    """An input of the core: `of` an input of the request, or derived: "lengths", how many of its steps are valid."""
+    """An input of the core: `of` an input of the request, or derived from how many of its steps are valid.
+
+    Derived are "lengths", how many; "mask", 1 where they are, and "padding", 1 where they are not; "positions", their
+    numbers from `start`; "token_types", zeros; "row", the number of the wanted one.
+
+    append: a number, or the name of a context, that stands behind the history as one more step. shift: the name of a
+    context: each step is replaced by the one after it, and the last by that.
+    """
 
     name: str
     of: str
-
-
-def batch_of(values: np.ndarray, name: str, axes: int = 1, words: Words = WORDS) -> np.ndarray:
-    """[batch, ...] of a tensor that config.pbtxt reshapes to [batch, 1, ...]; axes: how many one history's share has.
-
-    >>> batch_of(np.array([[[3, 4]]]), "problem_ids").tolist()
-    [[3, 4]]
-
-    Raises:
-        RefusedError: there is no history; Triton hands such a tensor on without its batch axis.
-    """
-    if values.ndim != axes + 2 or not len(values):
-        raise RefusedError("shape", f"{name} has 0 {words.histories}; send at least 1")
-    return values[:, 0]
-
-
-def check(
-    inputs: Mapping[str, np.ndarray],
-    allowed: Mapping[str, Values],
-    shortest: int = 0,
-    longest: int | None = None,
-    words: Words = WORDS,
-) -> np.ndarray:
-    """Count the steps of every history, or say what is wrong with the request.
-
-    >>> allowed = {"ids": Values(40, "0 to 39", "id"), "ratings": Values(None, "finite numbers", "rating")}
-    >>> request = {"ids": np.array([[3, 4], [5, -1]]), "ratings": np.array([[1, 0.5], [2, np.nan]], np.float32)}
-    >>> check(request, allowed).tolist()
-    [2, 1]
-    >>> request["ids"][1, 0] = 40
-    >>> check(request, allowed)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ensemble.contract.RefusedError: ids: history 1, position 0 is 40; allowed are 0 to 39, and -1 as padding ...
-
-    Args:
-        inputs: INT32 or INT64 [batch, time] or FP32 [batch, time, ...] by name, batch at least 1; the first is padded after
-            its last step alone, with -1 or NaN, and the others exactly where it is.
-        shortest: steps that a history needs at least.
-        longest: columns that a request has at most; None: any number.
-
-    Returns:
-        INT32 [batch], the number of steps before the padding.
-
-    Raises:
-        RefusedError: it breaks the contract.
-    """
-    (leading, first), *others = inputs.items()
-    if longest is not None and first.shape[1] > longest:
-        raise RefusedError(
-            "too_long",
-            f"{leading} has shape {list(first.shape)}; allowed are at most {longest} {words.steps} a "
-            f"{words.history}: send the most recent ones",
-        )
-    for name, values in others:
-        if values.shape[:2] != first.shape[:2]:
-            raise RefusedError(
-                "shape",
-                f"{leading} has shape {list(first.shape)} and {name} {list(values.shape)}; "
-                f"both need the same [{words.histories}, {words.steps}]",
-            )
-    if first.size and all(_is_full(values, allowed[name]) for name, values in inputs.items()):
-        lengths = np.full(len(first), first.shape[1], np.int32)  # the usual request: no padding, nothing wrong
-    else:
-        lengths = _count(inputs, allowed, words)
-    if lengths.min() < shortest:
-        number = int((lengths < shortest).argmax())
-        raise RefusedError(
-            "too_short",
-            f"{leading}: {words.history} {number} has {lengths[number]} {words.steps}; this model answers from "
-            f"{shortest} on",
-        )
-    return lengths
-
-
-def check_ids(ids: np.ndarray, allowed: Values, name: str, words: Words = WORDS) -> None:
-    """Refuse ids, INT32 or INT64 [batch, any], that are neither allowed nor -1, wherever that stands.
-
-    >>> check_ids(np.array([[3, -1, 4]]), Values(5, "0 to 4", "id"), "ids")
-    >>> check_ids(np.array([[3, -1, 5]]), Values(5, "0 to 4", "id"), "ids")
-    Traceback (most recent call last):
-    ensemble.contract.RefusedError: ids: history 0, position 2 is 5; allowed are 0 to 4, and -1 as padding
-
-    Raises:
-        RefusedError: names history, position and value.
-    """
-    wrong = ~(_is_allowed(ids, allowed) | (ids == PADDING))
-    if wrong.any():
-        number, position = np.argwhere(wrong)[0]
-        raise RefusedError(
-            allowed.reason,
-            f"{name}: {words.history} {number}, position {position} is {ids[number, position]}; "
-            f"allowed are {allowed.said}, and -1 as padding",
-        )
-
-
-def recent(
-    values: np.ndarray, lengths: np.ndarray, width: int, dtype: Any = np.int32, fill: float = 0, left: bool = False
-) -> np.ndarray:
-    """The most recent `width` steps of every history, oldest first, and `fill` behind them (left: in front): [batch, width].
-
-    Not the request's own padding: the core looks embeddings up for padding too, before its lengths make it ignore them.
-
-    >>> recent(np.array([[3, 4, 5], [6, -1, -1]]), np.array([3, 1]), 2).tolist()
-    [[4, 5], [6, 0]]
-    >>> recent(np.array([[3, 4, 5], [6, -1, -1]]), np.array([3, 1]), 4, fill=9, left=True).tolist()
-    [[9, 3, 4, 5], [9, 9, 9, 6]]
-
-    Args:
-        values: [batch, time, ...], valid up to `lengths` [batch].
-    """
-    batch, time, *shape = values.shape
-    if not (left or fill) and time <= width and values.dtype.kind == "i":
-        kept = np.zeros((batch, width), dtype)
-        np.maximum(values, 0, out=kept[:, :time], casting="same_kind")
-        return kept
-    kept = np.full((batch, width, *shape), fill, dtype)
-    columns, valid = np.arange(width), is_valid(lengths, width, left)
-    source = columns + np.maximum(lengths - width, 0)[:, None] if not left else columns + (lengths - width)[:, None]
-    kept[valid] = values[np.nonzero(valid)[0], source[valid]]
-    return kept
-
-
-def is_valid(lengths: np.ndarray, width: int, left: bool = False) -> np.ndarray:
-    """Where a window holds steps and not padding: BOOL [batch, width].
-
-    >>> is_valid(np.array([1, 5]), 3).astype(int).tolist(), is_valid(np.array([1]), 3, left=True).astype(int).tolist()
-    ([[1, 0, 0], [1, 1, 1]], [[0, 0, 1]])
-    """
-    columns = np.arange(width)
-    return columns[::-1] < lengths[:, None] if left else columns < lengths[:, None]
-
-
-def narrowest(widths: Sequence[int], longest: int) -> int:
-    """The smallest of the rising `widths` that holds `longest` steps; the largest where none does.
-
-    >>> narrowest([64, 128, 512], 65)
-    128
-    """
-    return next((width for width in widths if width >= longest), widths[-1])
+    append: Any = None
+    shift: str | None = None
+    start: int = 0
 
 
 def last_rows(rows: np.ndarray, lengths: np.ndarray, names: tuple[str, str], words: Words = WORDS) -> np.ndarray:
@@ -226,26 +79,6 @@ def last_rows(rows: np.ndarray, lengths: np.ndarray, names: tuple[str, str], wor
     return rows[np.arange(len(rows)), lengths - 1]
 
 
-def pad(
-    sequences: Sequence[np.ndarray], width: int | None = None, fill: int = PADDING, dtype: Any = np.int32
-) -> np.ndarray:
-    """Sequences of unequal length as one tensor [batch, width], each from the left and `fill` behind it.
-
-    >>> pad([np.array([3, 4, 5]), np.array([6])]).tolist()
-    [[3, 4, 5], [6, -1, -1]]
-
-    Args:
-        width: None: of the longest, and at least 1: a tensor without elements cannot say how many histories it is about.
-    """
-    width = width or max(map(len, sequences), default=0) or 1
-    if len(sequences) == 1 and len(sequences[0]) == width:
-        return np.asarray(sequences[0], dtype)[None]  # nothing to pad, nothing to copy
-    padded = np.full((len(sequences), width), fill, dtype)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = sequence
-    return padded
-
-
 class Contract(NamedTuple):
     """All that a model asks of a request, and what its core gets of it; as JSON it travels to a step.
 
@@ -262,6 +95,9 @@ class Contract(NamedTuple):
         widths: that the core knows, rising; the last is the window.
         shortest, longest: steps of a history, at least and, in a request, at most.
         left: whether windows are padded in front. fills: what the core sees there, of an input that is not padded with 0.
+        even: whether nothing is padded: all histories of a request have one length, and the core sees that.
+        contexts: what a request has once a history and not a step. optional: those that it may do without.
+        select, row: which row the model is asked for, "last", "first", or that of the context `row`.
     """
 
     inputs: dict[str, Values]
@@ -272,30 +108,97 @@ class Contract(NamedTuple):
     left: bool = False
     fills: tuple[tuple[str, float], ...] = ()
     words: Words = WORDS
+    even: bool = False
+    contexts: dict[str, Values] = {}  # noqa: RUF012 a NamedTuple's default, which nothing changes
+    optional: tuple[str, ...] = ()
+    select: str = "last"
+    row: str | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """What refusals are counted by."""
-        return ("shape", *(values.reason for values in self.inputs.values()), "padding", "too_short", "too_long")
+        every = (*self.inputs.values(), *self.contexts.values())
+        return ("shape", *dict.fromkeys(values.reason for values in every), "padding", "too_short", "too_long")
 
     def check(self, request: Mapping[str, np.ndarray]) -> np.ndarray:
         """How many steps each history has, INT32 [batch]; raises RefusedError where the request breaks the contract."""
-        return check(request, self.inputs, self.shortest, self.longest, self.words)
+        if not self.contexts and not self.even:
+            return check(request, self.inputs, self.shortest, self.longest, self.words)
+        histories = {name: request[name] for name in self.inputs}
+        lengths = check(histories, self.inputs, self.shortest, self.longest, self.words)
+        if self.even and (lengths != lengths[0]).any():
+            number = int((lengths != lengths[0]).argmax())
+            raise RefusedError(
+                "shape",
+                f"{next(iter(histories))}: {self.words.history} {number} has {lengths[number]} {self.words.steps}, and "
+                f"{self.words.history} 0 has {lengths[0]}; this model is not padded: send those of one length together",
+            )
+        for name, allowed in self.contexts.items():
+            if name in request:
+                check_context(request[name], allowed, name, len(lengths), self.words)
+            elif name not in self.optional:
+                raise RefusedError("shape", f"{name} is missing; this model needs it of each {self.words.history}")
+        return lengths
 
     def feed(
         self, request: Mapping[str, np.ndarray], lengths: np.ndarray, dtypes: Mapping[str, Any] | None = None
     ) -> dict[str, np.ndarray]:
-        """The core's inputs by name, of a checked request; dtypes: of those that are not INT32."""
-        valid = np.minimum(lengths, self.widths[-1])
-        width = narrowest(self.widths, valid.max())
+        """The core's inputs by name, of a checked request; dtypes: of those that are not INT32.
+
+        Raises:
+            RefusedError: the wanted row is not in the window.
+        """
+        longer = any(source.append is not None for source in self.core)
+        whole = lengths + 1 if longer else lengths
+        valid = np.minimum(whole, self.widths[-1])
+        width = int(valid.max()) if self.even else narrowest(self.widths, valid.max())
         fed, fills = {}, dict(self.fills)
-        for name, of in self.core:
-            dtype = (dtypes or {}).get(name, np.int32)
-            if of == "lengths":
-                fed[name] = valid.astype(dtype, copy=False)
+        for source in self.core:
+            dtype = (dtypes or {}).get(source.name, np.int32)
+            if source.of in self.inputs:
+                values, ends = request[source.of], lengths
+                if source.append is not None:
+                    values, ends = appended(values, lengths, request.get(source.append, source.append)), whole
+                elif source.shift is not None:
+                    values = shifted(values, lengths, request[source.shift])
+                fed[source.name] = recent(values, ends, width, dtype, fills.get(source.of, 0), self.left)
+            elif source.of in self.contexts:
+                if source.of in request:
+                    fed[source.name] = _known(request[source.of]).astype(dtype, copy=False)
             else:
-                fed[name] = recent(request[of], lengths, width, dtype, fills.get(of, 0), self.left)
+                fed[source.name] = self._derived(source, request, whole, valid, width).astype(dtype, copy=False)
         return fed
+
+    def _derived(
+        self, source: Source, request: Mapping[str, np.ndarray], whole: np.ndarray, valid: np.ndarray, width: int
+    ) -> np.ndarray:
+        """What a core is told of `whole` histories of which `valid` steps are in the window."""
+        if source.of == "lengths":
+            return valid
+        if source.of == "mask":
+            return is_valid(valid, width, self.left)
+        if source.of == "padding":
+            return ~is_valid(valid, width, self.left)
+        if source.of == "positions":
+            return positions(valid, width, self.left, source.start)
+        if source.of == "token_types":
+            return np.zeros((len(valid), width), np.int32)
+        first = width - valid if self.left else np.zeros_like(valid)
+        if self.select == "first":
+            return first
+        if self.row is None:
+            return np.maximum(first + valid - 1, 0)
+        wanted = request[self.row]
+        wrong = (wanted >= whole) | (wanted < whole - valid)
+        if wrong.any():
+            number = int(wrong.argmax())
+            words, steps = self.words, whole[number]
+            raise RefusedError(
+                self.contexts[self.row].reason,
+                f"{self.row}: {words.history} {number} has {wanted[number]}; of its {steps} {words.steps} the model sees "
+                f"{steps - valid[number]} to {steps - 1}, and answers one of these",
+            )
+        return first + wanted - (whole - valid)
 
     def dumps(self) -> str:
         """As JSON, for the parameter of a step."""
@@ -305,85 +208,18 @@ class Contract(NamedTuple):
     def loads(cls, text: str) -> Contract:
         """What `dumps` wrote."""
         found = json.loads(text)
-        found["inputs"] = {name: Values(*values) for name, values in found["inputs"].items()}
+        for each in ("inputs", "contexts"):
+            found[each] = {
+                name: Values(*values)._replace(shape=tuple(values[-1])) for name, values in found[each].items()
+            }
         found["core"] = tuple(Source(*source) for source in found["core"])
-        found["widths"], found["words"] = tuple(found["widths"]), Words(*found["words"])
+        found["words"] = Words(*found["words"])
+        for each in ("widths", "optional"):
+            found[each] = tuple(found[each])
         found["fills"] = tuple((name, fill) for name, fill in found["fills"])
         return cls(**found)
 
 
-def _is_full(values: np.ndarray, allowed: Values) -> bool:
-    """Whether all of it is allowed: one pass, for the request that has no padding. An overflow of a sum only suspects."""
-    if allowed.end is None:
-        return bool(np.isfinite(values.sum()))
-    return bool(_above(values, allowed.start).max() < allowed.end - allowed.start)
-
-
-def _is_allowed(values: np.ndarray, allowed: Values) -> np.ndarray:
-    """Of each step, BOOL [batch, time]."""
-    if allowed.end is None:
-        finite: np.ndarray = np.isfinite(values)
-        return finite.all(axis=tuple(range(2, values.ndim)))
-    return _above(values, allowed.start) < allowed.end - allowed.start
-
-
-def _is_padding(values: np.ndarray) -> np.ndarray:
-    """Of each step, BOOL [batch, time]."""
-    if values.dtype.kind == "i":
-        return values == PADDING
-    missing: np.ndarray = np.isnan(values)
-    return missing.all(axis=tuple(range(2, values.ndim)))
-
-
-def _count(inputs: Mapping[str, np.ndarray], allowed: Mapping[str, Values], words: Words) -> np.ndarray:
-    """`check` for requests with padding or with something wrong in them."""
-    known = [_is_allowed(values, allowed[name]) for name, values in inputs.items()]
-    lengths: np.ndarray = known[0].sum(axis=1, dtype=np.int32)
-    padding = functools.reduce(operator.and_, map(_is_padding, inputs.values()))
-    right = np.where(is_valid(lengths, known[0].shape[1]), functools.reduce(operator.and_, known), padding)
-    if not right.all():
-        number, position = np.argwhere(~right)[0]
-        where = f"{words.history} {number}, position {position}"
-        raise _refusal({name: values[number] for name, values in inputs.items()}, allowed, position, where, words)
-    return lengths
-
-
-def _refusal(
-    inputs: Mapping[str, np.ndarray], allowed: Mapping[str, Values], position: int, where: str, words: Words
-) -> RefusedError:
-    """Why the step at `position` of one history's [time, ...] inputs is refused."""
-    leading = next(iter(inputs))
-    fill = {name: "-1" if values.dtype.kind == "i" else "NaN" for name, values in inputs.items()}
-    known = {name: bool(_is_allowed(values[None], allowed[name])[0, position]) for name, values in inputs.items()}
-    padding = {name: _is_padding(values[None])[0] for name, values in inputs.items()}
-    if padding[leading][position]:
-        if not padding[leading][position + 1 :].all():
-            return RefusedError(
-                "padding",
-                f"{leading}: {where} is {fill[leading]}, but {words.steps} follow it; {fill[leading]} is allowed only as "
-                "padding after the last one",
-            )
-        name = next(name for name in inputs if not padding[name][position])
-        return RefusedError(
-            "padding",
-            f"{name}: {where} is {_spelled(inputs[name][position])}; where {leading} is {fill[leading]} only {fill[name]} "
-            "is allowed",
-        )
-    name = next(name for name in inputs if not known[name])
-    others = f"{fill[name]} where {leading} is {fill[leading]}"
-    if name == leading:
-        others = f"{fill[name]} as padding after the last {words.step}"
-    return RefusedError(
-        allowed[name].reason,
-        f"{name}: {where} is {_spelled(inputs[name][position])}; allowed are {allowed[name].said}, and {others}",
-    )
-
-
-def _spelled(value: np.ndarray) -> str:
-    """One step of an input, as messages show it."""
-    return str(value if value.ndim == 0 else value.tolist())
-
-
-def _above(values: np.ndarray, start: int) -> np.ndarray:
-    """How far integers are above `start`, without a sign: what is below is far above any limit, and one comparison does."""
-    return (values - values.dtype.type(start) if start else values).view(f"u{values.itemsize}")
+def _known(values: np.ndarray) -> np.ndarray:
+    """Without padding: a core looks all of its ids up."""
+    return np.maximum(values, 0) if values.dtype.kind == "i" and values.ndim > 1 else values

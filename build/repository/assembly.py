@@ -14,6 +14,7 @@ from ensemble.spec import Spec
 from ensemble.tables import CORE, PREPROCESS, PYTHON_STEPS
 
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
+COPIED = ("contract.py", "values.py", "window.py")  # of `ensemble`, beside each step
 # In a core's metadata: what it was made from, and how far it was from PyTorch then.
 FINGERPRINT, PARITY = "lastrow.fingerprint", "lastrow.parity"
 
@@ -90,7 +91,7 @@ def derived(spec: Spec) -> dict[str, bytes]:
     files = config.files(spec)
     for step in PYTHON_STEPS:
         files[f"{step}/1/model.py"] = (STEPS / step / "1" / "model.py").read_bytes()
-        for name in ("contract.py",) if step == PREPROCESS else ("contract.py", "chain.py"):
+        for name in COPIED if step == PREPROCESS else (*COPIED, "chain.py"):
             files[f"{step}/1/{name}"] = (ROOT / "ensemble" / name).read_bytes()
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.
     files[f"{spec.model.name}/1/.gitkeep"] = b""

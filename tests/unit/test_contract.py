@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ensemble import chain, contract
+from ensemble import chain, contract, window
+from ensemble import values as allowed
 from ensemble.contract import Contract, RefusedError, Source, Values
 from ensemble.sample import random_request
 from ensemble.spec import Spec
@@ -282,7 +283,15 @@ def test_where_floats_come_first_nan_tells_the_length():
 
 @pytest.mark.parametrize(
     "module",
-    ["ensemble.contract", "ensemble.chain", "ensemble.sample", "ensemble.learners.history", "ensemble.client.retry"],
+    [
+        "ensemble.contract",
+        "ensemble.values",
+        "ensemble.window",
+        "ensemble.chain",
+        "ensemble.sample",
+        "ensemble.learners.history",
+        "ensemble.client.retry",
+    ],
 )
 def test_examples_of_the_docstrings(module):
     found = doctest.testmod(importlib.import_module(module))
@@ -290,9 +299,11 @@ def test_examples_of_the_docstrings(module):
     assert not found.failed
 
 
-@pytest.mark.parametrize("module", [chain, contract])
+@pytest.mark.parametrize("module", [chain, contract, allowed, window])
 def test_it_travels_into_older_containers(module):
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level}
+    beside = {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level}
+    assert beside <= {"values", "window"}
     assert {name.partition(".")[0] for name in imported} <= {*sys.stdlib_module_names, "numpy"}

@@ -46,6 +46,8 @@ STEP = {
     "numpy",
     "triton_python_backend_utils",
     ".contract",
+    ".values",
+    ".window",
     ".chain",
 }  # what a step may import beside the standard library
 
