@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from onnxruntime import InferenceSession
 
 from build.core.asked import NEIGHBOURS, NOISE, PADDING, Full, Own, Question
 from build.core.reduce import Inputs, ReductionError, Select
@@ -211,6 +212,82 @@ def prove(
             f"{_DECLARE}"
         )
     return Proof(worst, dependence, tuple(todo), inputs.every)
+
+
+def prove_columns(
+    full: Path,
+    taken: Path,
+    inputs: Inputs,
+    output: str,
+    name: str = "columns",
+    select: Select = "last",
+    allowed: float = TOLERANCE,
+) -> float:
+    """Hold a model that answers the columns of its input `name` against the one that answers all, [batch, N].
+
+    Asked are one column, a few of which some come twice, and as many as there are; the first and the last among them.
+
+    Args:
+        inputs: as `reduce` says that they are; an input that they lack is the index, which `select` says how to count.
+        output: the one of the full model, by name; of the other model it is the output of the same name.
+        allowed: how far they may part, of the answers' spread.
+
+    Returns:
+        The largest difference, of the answers' spread.
+
+    Raises:
+        ReductionError: they part, or a wrong column or another history's would not have been seen.
+    """
+    if inputs.unknown:
+        raise ReductionError(_undeclared(inputs))
+    every, some = open_session(full, optimised=False), open_session(taken)
+    index = [i.name for i in every.get_inputs() if i.name not in {each.name for each in inputs.every}]
+    worst = 0.0
+    telling: dict[str, list[bool]] = {"neighbouring columns": [], "histories": []}
+    for done, case in enumerate(cases(inputs)):
+        rng = np.random.default_rng(case.seed)
+        sizes, lengths = inputs.sizes(case.batch, case.time, case.others), _lengths(case, rng)
+        answers = []
+        for _ in range(2):  # of the histories that are asked, and of others
+            feeds = inputs.draw(sizes, lengths, rng, _SCALES[done % len(_SCALES)])
+            feeds |= dict.fromkeys(index, lengths - (select == "row"))
+            answers.append((feeds, _named_answer(every, output, feeds, sizes)))
+        (feeds, rows), (_, others) = answers
+        number = rows.shape[1]
+        ids = rng.integers(0, number, (case.batch, (1, min(number, 20), number)[done % 3]))
+        ids[:, 0], ids[0, -1] = 0, number - 1
+        if ids.shape[1] > 3:
+            ids[:, 1] = ids[:, 2]
+        got = _named_answer(some, output, {**feeds, name: ids}, sizes)
+        expected, scale = np.take_along_axis(rows, ids, 1), _scale(np.stack([rows, others], 1))
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            raise ReductionError(
+                f"asked for columns {list(ids.shape)}, the model answers {got.dtype} {list(got.shape)} in place of "
+                f"{expected.dtype} {list(expected.shape)}. Nothing was written; please report the model"
+            )
+        difference = _apart(got, expected) / scale
+        worst = _largest(worst, difference)
+        if not difference <= allowed:  # a NaN fails too
+            raise ReductionError(
+                f"the columns part from those of the full answer by {difference:.1e} of the answers' spread (batch "
+                f"{case.batch}, time {case.time}, {ids.shape[1]} columns); allowed is {allowed:.0e}. Nothing was written; "
+                "please report the model"
+            )
+        for kind, other in (("neighbouring columns", np.roll(rows, 1, 1)), ("histories", others)):
+            apart = _apart(np.take_along_axis(other, ids, 1), expected) > _TELLING * allowed * scale
+            telling[kind].append(apart or (number == 1 and kind != "histories"))
+    silent = [kind for kind, told in telling.items() if sum(told) < len(told) / 2]
+    if silent:
+        raise ReductionError(
+            f"the comparison says nothing: with what was fed, the answers of {' and '.join(silent)} are the same. Fed were "
+            f"{'; '.join(map(str, inputs.every))}. Declare what the inputs really hold: {_DECLARE}"
+        )
+    return worst
+
+
+def _named_answer(session: InferenceSession, output: str, feeds: dict[str, Array], sizes: dict[str, int]) -> Array:
+    named = dict(zip((value.name for value in session.get_outputs()), run(session, feeds, sizes), strict=True))
+    return named[output]
 
 
 _DECLARE = (
