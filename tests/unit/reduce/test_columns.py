@@ -169,6 +169,42 @@ def served_row(make: type[torch.nn.Module]) -> ir.Model:
     return reduce(program.model, window=40).model
 
 
+class Traced(torch.nn.Module):
+    """An LSTM and a head with a bias, at a temperature; a probability each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = torch.nn.Embedding(101, 8)
+        self.lstm, self.head = torch.nn.LSTM(8, 8, batch_first=True), torch.nn.Linear(8, 101)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.head(self.lstm(self.rows(ids))[0]) / 0.5)
+
+
+def test_a_traced_learner_is_proven(files):
+    row = served_row(Traced)
+    assert columns(row, "y").rests == ()
+    assert files(row) <= TOLERANCE
+
+
+def test_what_another_output_needs_whole_is_not_computed_again():
+    g = Graph(18)
+    z = product(g, g.input("x", "batch", WIDTH))
+    y = g.op("Sigmoid", z)
+    taken = columns(g.model(y, z), y)
+    assert "needed elsewhere" in taken.rests[0]
+    assert [node.op_type for node in taken.model.graph].count("MatMul") == 1
+
+
+def test_a_softmax_written_out_computes_its_product_once():
+    g = Graph(18)
+    z = product(g, g.input("x", "batch", WIDTH))
+    model = g.model(g.op("Div", g.op("Exp", z), g.op("ReduceSum", g.op("Exp", z), [1], keepdims=1)))
+    assert len(compare(model)) == 1
+    taken = columns(model, str(model.graph.outputs[0].name)).model
+    assert [node.op_type for node in taken.graph].count("MatMul") == 1
+
+
 @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec"])
 def test_a_served_model_reads_its_own_table_and_is_proven(name, files, monkeypatch):
     monkeypatch.setattr(served, "ITEMS", 100)
