@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from build.core.reduce.layout import Kind, Layout
 from build.core.reduce.shapes import Dim, Shapes, fixed, one
+from build.core.reduce.writer import Writer
 
 
-class Emitter:
+class Emitter(Writer):
     """Adds nodes to a model's graph. Nodes are in no order: sort the graph when all are there.
 
     Attributes:
@@ -33,7 +33,7 @@ class Emitter:
 
     def __init__(self, model: ir.Model, shapes: Shapes, kind: Kind, lengths: ir.Value, counted: bool) -> None:
         """kind: what becomes of time; counted: whether `lengths` counts valid rows, or is the row's number."""
-        self.graph = model.graph
+        super().__init__(model.graph)
         self.shapes = shapes
         self.kind = kind
         self.lengths = lengths
@@ -43,16 +43,6 @@ class Emitter:
         self._first = -1 if counted else 0  # the wanted row is lengths + this
         self._axes = {"batch": _axis(model, shapes, shapes.batch), "time": _axis(model, shapes, shapes.time)}
         self._cache: dict[object, ir.Value] = {}
-        self._names = {str(v.name) for node in self.graph for v in node.outputs} | set(self.graph.initializers)
-
-    def node(
-        self, op_type: str, inputs: Sequence[ir.Value | None], name: str = "", outputs: int = 1, **attributes: Any
-    ) -> ir.Value:
-        """One more node; its first output, named after `name`."""
-        node = ir.node(op_type, inputs, attributes or None, num_outputs=outputs)
-        self.graph.append(node)
-        node.outputs[0].name = self.name(name or op_type.lower())
-        return node.outputs[0]
 
     def like(self, node: ir.Node, inputs: Sequence[ir.Value | None], outputs: int | None = None) -> list[ir.Value]:
         """The same operator on other inputs; outputs: how many of its outputs it keeps."""
@@ -64,26 +54,6 @@ class Emitter:
             value.name = self.name(f"{old.name}_{self.kind}")
             typed(value, old)
         return list(new.outputs)
-
-    def name(self, wanted: str) -> str:
-        """`wanted`, or with a number behind it where that is taken."""
-        name, number = wanted, 1
-        while name in self._names:
-            number += 1
-            name = f"{wanted}_{number}"
-        self._names.add(name)
-        return name
-
-    def constant(self, numbers: Sequence[int] | np.ndarray, dtype: type | None = None) -> ir.Value:
-        """An initializer, INT64 unless it is an array or dtype says otherwise; equal ones are shared."""
-        array: np.ndarray = np.asarray(numbers, dtype or (None if isinstance(numbers, np.ndarray) else np.int64))
-        key = (array.tobytes(), array.dtype.str, array.shape)
-        if key not in self._cache:
-            name = self.name("_".join(["const", *map(str, array.reshape(-1).tolist()[:4])]).replace("-", "minus"))
-            value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-            self.graph.register_initializer(value)
-            self._cache[key] = value
-        return self._cache[key]
 
     def size(self, dim: Dim) -> ir.Value:
         """INT64 [1]: an axis' size at run time, from the inputs' shapes; the rules' `check_known` has been there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from build.core.reduce.layout import Stop
 from build.core.reduce.rules.axes import AlongAxis
 from build.core.reduce.rules.elementwise import Elementwise
 from build.core.reduce.rules.registry import RULES
+from build.core.reduce.writer import Writer
 
 Dims = Sequence[int | str | None]
 
@@ -19,7 +21,7 @@ _MOVES = RULES["Reshape"].op_types
 _FUSED_BIAS = ("BiasGelu", "FastGelu")  # their second operand may be [N] and nothing else
 
 
-class Taker:
+class Taker(Writer):
     """Writes every tensor on the way as [batch, count], so that what only moves axes about vanishes.
 
     A tensor with columns has batch beside them, and other axes of size 1 alone; where it has more, they are taken behind.
@@ -41,11 +43,11 @@ class Taker:
 
     def __init__(self, graph: ir.Graph, number: int, ids: ir.Value | None, fixed: np.ndarray | None) -> None:
         """number: N; ids: the input that says which columns; or else fixed: their numbers."""
-        self.graph, self.number, self.ids, self.fixed = graph, number, ids, fixed
+        super().__init__(graph)
+        self.number, self.ids, self.fixed = number, ids, fixed
         self._whole: set[ir.Node] = set()
         self._reasons: dict[tuple[ir.Value, int], str] = {}
         self.restart(set())
-        self._names = {str(v.name) for node in graph for v in node.outputs} | set(graph.initializers)
 
     def restart(self, whole: set[ir.Node]) -> None:
         """Forget what was made; whole: nodes that turned out to be computed with every column in any case."""
@@ -96,7 +98,8 @@ class Taker:
                 given if given is None or (node.op_type == "CastLike" and n) else self._operand(given, inside)
                 for n, (given, inside) in enumerate(zip(node.inputs, operands, strict=True))
             ]
-            return self._node(node.op_type, inputs, str(value.name), dict(node.attributes), node.domain)
+            attributes: dict[str, Any] = dict(node.attributes)
+            return self.node(node.op_type, inputs, str(value.name), domain=node.domain, **attributes)
         if isinstance(rule, AlongAxis) and axis in rule.axes(node, len(dims)):
             raise Stop(f"it works along the columns (axis {axis})")
         raise Stop("no rule knows how it treats columns")
@@ -134,11 +137,11 @@ class Taker:
                 return self._lookup(value, array.reshape(-1))
             return self.sunk(value, axis)
         if array is not None and array.size == 1:
-            return value if array.ndim <= 2 else self._initializer(array.reshape(()), f"{value.name}_number")
+            return value if array.ndim <= 2 else self.initializer(array.reshape(()), f"{value.name}_number")
         self.used.append(value)
         if not _known(value):  # what Clip takes has to stay one number
             return value
-        return self._node("Reshape", [value, self._numbers([-1, 1])], f"{value.name}_column")
+        return self.node("Reshape", [value, self.constant([-1, 1])], f"{value.name}_column")
 
     def _matmul(self, node: ir.Node, axis: int) -> ir.Value:
         value, ranks = node.outputs[0], [len(_known(_given(node, n))) for n in (0, 1)]
@@ -161,13 +164,13 @@ class Taker:
         if bias is None:
             return made
         shift = self._scaled(self._operand(bias, inside), beta, node)
-        return self._node("Add", [made, shift], str(node.outputs[0].name))
+        return self.node("Add", [made, shift], str(node.outputs[0].name))
 
     def _scaled(self, value: ir.Value, by: float, node: ir.Node) -> ir.Value:
         if by == 1.0:
             return value
         dtype = next(array.dtype for array in map(_constant, node.inputs) if array is not None)
-        return self._node("Mul", [value, self._initializer(np.array(by, dtype), "factor")], f"{value.name}_scaled")
+        return self.node("Mul", [value, self.initializer(np.array(by, dtype), "factor")], f"{value.name}_scaled")
 
     def _product(self, node: ir.Node, number: int, turned: bool, summed: int) -> ir.Value:
         """Rows of a matrix times what it is multiplied with.
@@ -188,16 +191,16 @@ class Taker:
         self.used.append(other)
         width = table.shape[1]
         if self.fixed is not None:
-            part = self._initializer(table[self.fixed].T, f"{matrix.name}_part")
-            return self._node("MatMul", [self._flat(other, summed, [-1, width]), part], name)
+            part = self.initializer(table[self.fixed].T, f"{matrix.name}_part")
+            return self.node("MatMul", [self._flat(other, summed, [-1, width]), part], name)
         rows, column = self._lookup(matrix, table), self._flat(other, summed, [-1, width, 1])
-        return self._node("Squeeze", [self._node("MatMul", [rows, column], name), self._numbers([2])], name)
+        return self.node("Squeeze", [self.node("MatMul", [rows, column], name), self.constant([2])], name)
 
     def _lookup(self, value: ir.Value, table: np.ndarray) -> ir.Value:
         """The wanted entries along the first axis of a table, which are a constant's."""
         if self.ids is None:
-            return self._initializer(table[self.fixed], f"{value.name}_part")
-        return self._node("Gather", [self._table(value, table), self.ids], f"{value.name}_wanted", {"axis": 0})
+            return self.initializer(table[self.fixed], f"{value.name}_part")
+        return self.node("Gather", [self._table(value, table), self.ids], f"{value.name}_wanted", axis=0)
 
     def _table(self, value: ir.Value, table: np.ndarray) -> ir.Value:
         """An initializer of these numbers: one that there is (the items' own, of a tied head), or a new one."""
@@ -206,7 +209,7 @@ class Taker:
                 there = each.const_value.numpy()
                 if there.dtype == table.dtype and there.tobytes() == table.tobytes():
                     return each
-        return self._initializer(table, f"{value.name}_rows")
+        return self.initializer(table, f"{value.name}_rows")
 
     def _taken(self, value: ir.Value, axis: int) -> ir.Value:
         """The wanted columns of a tensor that is computed with all of them."""
@@ -215,10 +218,11 @@ class Taker:
         single = not _wide([dim for n, dim in enumerate(dims) if n != axis])  # one row for the whole batch
         flat = self._flat(value, axis, [-1] if single and self.ids is not None else [-1, self.number])
         if self.ids is None:
-            return self._node("Gather", [flat, self._numbers(self.fixed)], name, {"axis": 1})
+            assert self.fixed is not None
+            return self.node("Gather", [flat, self.constant(self.fixed)], name, axis=1)
         if single:
-            return self._node("Gather", [flat, self.ids], name, {"axis": 0})
-        return self._node("GatherElements", [flat, self.ids], name, {"axis": 1})
+            return self.node("Gather", [flat, self.ids], name, axis=0)
+        return self.node("GatherElements", [flat, self.ids], name, axis=1)
 
     def _flat(self, value: ir.Value, axis: int, shape: list[int]) -> ir.Value:
         """In such a shape, [batch, size] in that order, size being that of `axis`."""
@@ -227,38 +231,8 @@ class Taker:
             return value
         if _behind(dims, axis):
             order = [*(n for n in range(len(dims)) if n != axis), axis]
-            value = self._node("Transpose", [value], f"{value.name}_turned", {"perm": order})
-        return self._node("Reshape", [value, self._numbers(shape)], f"{value.name}_flat")
-
-    def _numbers(self, numbers: Sequence[int] | np.ndarray | None) -> ir.Value:
-        return self._table(ir.Value(name="numbers"), np.asarray(numbers, np.int64))
-
-    def _initializer(self, array: np.ndarray, name: str) -> ir.Value:
-        name = self._name(name)
-        value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
-        self.graph.register_initializer(value)
-        return value
-
-    def _node(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        name: str = "",
-        attributes: dict[str, ir.Attr | int | list[int]] | None = None,
-        domain: str = "",
-    ) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes, domain=domain)
-        self.graph.append(node)
-        node.outputs[0].name = self._name(name or op_type.lower())
-        return node.outputs[0]
-
-    def _name(self, wanted: str) -> str:
-        name, number = wanted, 1
-        while name in self._names:
-            number += 1
-            name = f"{wanted}_{number}"
-        self._names.add(name)
-        return name
+            value = self.node("Transpose", [value], f"{value.name}_turned", perm=order)
+        return self.node("Reshape", [value, self.constant(shape)], f"{value.name}_flat")
 
 
 def axes_of(value: ir.Value) -> list[int | str | None] | None:
