@@ -4,8 +4,8 @@ Numpy and the standard library alone, in the words of Python 3.8: a copy travels
 container serves it, and the client, the parity gate and the benches use this one.
 
 A request is {input name: [batch, time, ...]}, oldest first, its inputs aligned. Of the first one the padding tells how long
-each history is; the others follow it. What an
-input may hold is said in values.py, how windows are taken in window.py, all that a model asks for in `Contract`.
+each history is; the others follow it. What an input may hold is said in values.py, how windows are taken in window.py, and
+all that a model asks for in `Contract`.
 """
 
 from __future__ import annotations

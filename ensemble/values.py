@@ -165,7 +165,7 @@ def check_context(values: np.ndarray, allowed: Values, name: str, batch: int, wo
     if any_length and allowed.end is not None:
         check_ids(values, allowed, name, words)
         return
-    known = np.isfinite(values) if allowed.end is None else _above(values, allowed.start) < allowed.end - allowed.start
+    known = _fits(values, allowed)
     if not known.all():
         number, *where = np.argwhere(~known)[0].tolist()
         position = f", position {', '.join(map(str, where))}" if where else ""
@@ -184,10 +184,15 @@ def _is_full(values: np.ndarray, allowed: Values) -> bool:
 
 def _is_allowed(values: np.ndarray, allowed: Values) -> np.ndarray:
     """Of each step, BOOL [batch, time]."""
-    if allowed.end is None:
-        finite: np.ndarray = np.isfinite(values)
-        return finite.all(axis=tuple(range(2, values.ndim)))
-    return _above(values, allowed.start) < allowed.end - allowed.start
+    fits = _fits(values, allowed)
+    return fits if allowed.end is not None else fits.all(axis=tuple(range(2, values.ndim)))
+
+
+def _fits(values: np.ndarray, allowed: Values) -> np.ndarray:
+    """Of each number, BOOL of the same shape."""
+    end = allowed.end
+    fits: np.ndarray = np.isfinite(values) if end is None else _above(values, allowed.start) < end - allowed.start
+    return fits
 
 
 def _is_padding(values: np.ndarray) -> np.ndarray:

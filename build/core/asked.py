@@ -17,6 +17,11 @@ Array = np.ndarray
 NOISE, NEIGHBOURS, PADDING = "what lies behind its length", "its neighbours in a batch", "whether it is padded"
 
 
+def by_name(session: ort.InferenceSession, answers: Sequence[Array]) -> dict[str, Array]:
+    """All that a session answered, by the outputs' names."""
+    return dict(zip((value.name for value in session.get_outputs()), answers, strict=True))
+
+
 @dataclass(frozen=True)
 class Question:
     """What a model is asked: sizes by axis; lengths and the number of the wanted row, from 1, [batch]; and the inputs."""
@@ -39,8 +44,7 @@ class Full:
 
     def rows(self, question: Question) -> list[Array]:
         """Every row of each output, [batch, time, ...]."""
-        answers = run_far(self.session, self.inputs, question.feeds, question.sizes)
-        named = dict(zip((value.name for value in self.session.get_outputs()), answers, strict=True))
+        named = by_name(self.session, run_far(self.session, self.inputs, question.feeds, question.sizes))
         return [np.moveaxis(named[output], self.time_axis, 1) for output in self.outputs]
 
     def selected(self, rows: Sequence[Array], number: Array) -> list[Array]:
@@ -121,8 +125,7 @@ class Own(Full):
     """A model that selects its row itself: its answer is the one row that there is."""
 
     def rows(self, question: Question) -> list[Array]:
-        answers = run_far(self.session, self.inputs, question.feeds, question.sizes)
-        named = dict(zip((value.name for value in self.session.get_outputs()), answers, strict=True))
+        named = by_name(self.session, run_far(self.session, self.inputs, question.feeds, question.sizes))
         return [named[output][:, None] for output in self.outputs]
 
     def selected(self, rows: Sequence[Array], number: Array) -> list[Array]:

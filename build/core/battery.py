@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import InferenceSession
 
-from build.core.asked import NEIGHBOURS, NOISE, PADDING, Full, Own, Question
+from build.core.asked import NEIGHBOURS, NOISE, PADDING, Full, Own, Question, by_name
 from build.core.reduce import Inputs, ReductionError, Select
 from build.core.reduce.axes import BATCH, TIME
 from build.core.reduce.file import open_session
@@ -251,14 +250,14 @@ def prove_columns(
         for _ in range(2):  # of the histories that are asked, and of others
             feeds = inputs.draw(sizes, lengths, rng, _SCALES[done % len(_SCALES)])
             feeds |= dict.fromkeys(index, lengths - (select == "row"))
-            answers.append((feeds, _named_answer(every, output, feeds, sizes)))
+            answers.append((feeds, by_name(every, run(every, feeds, sizes))[output]))
         (feeds, rows), (_, others) = answers
         number = rows.shape[1]
         ids = rng.integers(0, number, (case.batch, (1, min(number, 20), number)[done % 3]))
         ids[:, 0], ids[0, -1] = 0, number - 1
         if ids.shape[1] > 3:
             ids[:, 1] = ids[:, 2]
-        got = _named_answer(some, output, {**feeds, name: ids}, sizes)
+        got = by_name(some, run(some, {**feeds, name: ids}, sizes))[output]
         expected, scale = np.take_along_axis(rows, ids, 1), _scale(np.stack([rows, others], 1))
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise ReductionError(
@@ -283,11 +282,6 @@ def prove_columns(
             f"{'; '.join(map(str, inputs.every))}. Declare what the inputs really hold: {_DECLARE}"
         )
     return worst
-
-
-def _named_answer(session: InferenceSession, output: str, feeds: dict[str, Array], sizes: dict[str, int]) -> Array:
-    named = dict(zip((value.name for value in session.get_outputs()), run(session, feeds, sizes), strict=True))
-    return named[output]
 
 
 _DECLARE = (
