@@ -11,7 +11,7 @@ from build.model.checkpoint import outside
 from build.repository import config, fingerprint, manifest
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
-from ensemble.tables import CORE, PREPROCESS, PYTHON_STEPS
+from ensemble.tables import CORE, POSTPROCESS, PREPROCESS
 
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 COPIED = ("contract.py", "values.py", "window.py")  # of `ensemble`, beside each step
@@ -89,8 +89,9 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, path: Path) -> float:
 def derived(spec: Spec) -> dict[str, bytes]:
     """Every file of the repository but the core's ONNX model, by relative path."""
     files = config.files(spec)
-    for step in PYTHON_STEPS:
-        files[f"{step}/1/model.py"] = (STEPS / step / "1" / "model.py").read_bytes()
+    for step in (PREPROCESS, *(answer.step for answer in spec.answers)):
+        source = PREPROCESS if step == PREPROCESS else POSTPROCESS
+        files[f"{step}/1/model.py"] = (STEPS / source / "1" / "model.py").read_bytes()
         for name in COPIED if step == PREPROCESS else (*COPIED, "chain.py"):
             files[f"{step}/1/{name}"] = (ROOT / "ensemble" / name).read_bytes()
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.
