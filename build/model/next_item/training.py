@@ -21,8 +21,8 @@ from build.model.next_item.network import Network
 from ensemble.errors import LastrowError
 
 BATCH_ITEMS = 4096  # padded, a batch
-DRAWN = 2048  # items beside the right one
-LEARNING_RATE = 3e-3
+DRAWN = 512  # items beside the right one
+LEARNING_RATE = 5e-3
 MAX_EPOCHS = 40
 TESTED = 1000  # users at most
 
