@@ -32,6 +32,7 @@ class Model(tables.Model):
 class KnowledgeTracing(Spec):
     """A served model of knowledge tracing."""
 
+    by_name: ClassVar[bool] = False
     made_from: ClassVar[frozenset[str]] = Spec.made_from | {"tensors"}
 
     model: Model
@@ -99,6 +100,11 @@ class KnowledgeTracing(Spec):
     def requested(self) -> tuple[Tensor, ...]:
         """What a client sends, in the contract's order."""
         return self.tensors.problem_ids, self.tensors.responses
+
+    @property
+    def fed(self) -> dict[str, Source]:
+        """Problem ids and responses."""
+        return dict(zip(("problem_ids", "responses"), self.contract.core, strict=False))
 
     @property
     def windows(self) -> tuple[Tensor, ...]:

@@ -93,7 +93,10 @@ class Sequence(Spec):
             for link in wanted.links:
                 if link[0] == "leave_out" and self._input(link[1]).dtype == "FP32":
                     raise ValueError(f"answer {wanted.name}: leave_out is {link[1]!r}; needed is a history of integers")
-            if (wanted.count or wanted.at) and len(self.outputs[wanted.of or next(iter(self.outputs))].shape) != 1:
+            shape = self.outputs[wanted.of or next(iter(self.outputs))].shape
+            if wanted.count and shape and wanted.count > self._size(shape[-1]):
+                raise ValueError(f"answer {wanted.name} picks {wanted.count} of {self._size(shape[-1])} columns")
+            if (wanted.count or wanted.at) and len(shape) != 1:
                 raise ValueError(f"answer {wanted.name}: columns are picked from an output of shape [columns] alone")
         for where, shape in [
             *((f"history.{name}", each.shape) for name, each in self.history.items()),
@@ -252,6 +255,11 @@ class Sequence(Spec):
                 answer = Tensor(dtype="FP32", shape=[-1], name=f"{whole.name}_at_{wanted.at}")
                 made.append(Core(f"{CORE}_{wanted.name}", (*inputs, column), (answer,), column.name))
         return tuple(made)
+
+    def output_of(self, core: Core) -> int:
+        """The number of the output that a core of wanted columns has the columns of."""
+        wanted = next(each for each in self.answer if core.step == f"{CORE}_{each.name}")
+        return list(self.outputs).index(wanted.of) if wanted.of else 0
 
     @property
     def answers(self) -> tuple[Answer, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import ValidationError, model_validator
 
-from ensemble.contract import Contract
+from ensemble.contract import Contract, Source
 from ensemble.errors import SpecError
 from ensemble.tables import PREPROCESS, Batching, Export, Model, Parity, Reduce, Steps, Table, Tensor, Tuned
 
@@ -56,6 +56,7 @@ class Spec(Table):
     """
 
     kinds: ClassVar[dict[str, type[Spec]]] = {}  # by the table that tells them
+    by_name: ClassVar[bool] = True  # whether the model's own inputs have names, or their order tells which is which
     made_from: ClassVar[frozenset[str]] = frozenset({"model", "network", "reduce", "export", "parity"})  # the core is
 
     model: Model
@@ -174,6 +175,11 @@ class Spec(Table):
     @property
     def requested(self) -> tuple[Tensor, ...]:
         """What a client sends, in the contract's order: histories, then contexts."""
+        raise NotImplementedError
+
+    @property
+    def fed(self) -> dict[str, Source]:
+        """By the name of the model's own input where it comes from, under the core's name for it."""
         raise NotImplementedError
 
     @property

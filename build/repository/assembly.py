@@ -51,10 +51,14 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
         _check_owner(out, files, written)
         with aside.beside(out) as folder:
             moves: dict[Path, Path] = {}
-            if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in weights):
+            others = {each.step: out / each.step / "1" / "model.onnx" for each in spec.cores if each.columns}
+            there = [*weights, *others.values()]
+            if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in there):
                 parity = _make_core(spec, checkpoint, wanted, folder / core.name)
-                made = sorted(folder.glob(f"{core.name}*"), reverse=True)  # weights first where they lie apart
-                moves |= {core.with_name(file.name): file for file in made}
+                for target in (core, *others.values()):
+                    (folder / target.parts[-3]).mkdir(exist_ok=True)
+                    made = sorted((folder / target.parts[-3]).glob(f"{target.name}*"), reverse=True)
+                    moves |= {target.with_name(file.name): file for file in made}  # weights first where they lie apart
                 stale = [file for file in weights if FINGERPRINT in found and file not in moves]
             else:
                 parity, stale = float(found[PARITY]), []
@@ -81,8 +85,10 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, path: Path) -> float:
     from build.core.reduce.file import save
 
     core = recipe.make(spec, checkpoint, path)
-    core.model.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(core.difference)})
-    save(core.model, path)
+    for step, model in {CORE: core.model, **core.others}.items():
+        model.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(core.difference)})
+        (path.parent / step).mkdir(exist_ok=True)
+        save(model, path.parent / step / path.name)
     return core.difference
 
 

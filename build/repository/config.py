@@ -122,6 +122,7 @@ def _answer(spec: Spec, answer: Answer) -> ModelConfig:
     config.output.extend(_output(spec, tensor) for tensor in answer.tensors)
     _parameters(config, chain=json.dumps(answer.chain), contract=spec.contract.dumps())
     if spec.reduce.where == "postprocess":
+        _parameters(config, select="last")
         config.input.append(_step_input(spec, spec.windows[-1]))
     _warmup(spec, config)
     return config
