@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from ensemble import tables
 from ensemble.contract import Contract, Source, Values, Words
+from ensemble.errors import SpecError
 from ensemble.spec import Answer, Core, Spec
 from ensemble.tables import (
     CORE,
@@ -141,3 +142,17 @@ class KnowledgeTracing(Spec):
 
 
 Spec.kinds["tensors"] = KnowledgeTracing
+
+
+def narrowed(spec: Spec) -> KnowledgeTracing:
+    """The spec, of knowledge tracing.
+
+    Raises:
+        SpecError: it is of another kind of model.
+    """
+    if not isinstance(spec, KnowledgeTracing):
+        raise SpecError(
+            f"this is for knowledge tracing, and {spec.model.name} is another kind of model: give a spec with [tensors] as "
+            "SPEC="
+        )
+    return spec

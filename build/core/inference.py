@@ -184,7 +184,7 @@ def _cure(spec: Sequence) -> str:
         return "Is the model one that answers otherwise from call to call (dropout, sampling)?"
     cure = (
         "Does the model look at what pads a window (a layer that reads backwards, attention without a mask, positions from "
-        'the other end)? Feed it a mask or lengths ([inputs]), pad where its author does (model.padding = "left" or "right", '
-        'history.*.padding), or say model.padding = "none"'
+        'the other end)? Feed it a mask or lengths ([inputs]), pad where its author does (model.padding = "left" or '
+        '"right", history.*.padding), or say model.padding = "none"'
     )
     return f"{cure}; with one width alone, model.buckets = []" if len(spec.model.widths) > 1 else cure

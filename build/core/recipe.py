@@ -19,7 +19,7 @@ from build.core.reduce.columns import columns
 from build.core.reduce.file import save
 from build.model import checkpoint as checkpoints
 from build.progress import bar, say
-from ensemble.knowledge_tracing import KnowledgeTracing
+from ensemble.knowledge_tracing import KnowledgeTracing, narrowed
 from ensemble.sequence import Sequence
 from ensemble.spec import Spec
 from ensemble.tables import CORE
@@ -49,7 +49,7 @@ def make(spec: Spec, checkpoint: Path, path: Path) -> Core:
         if isinstance(spec, Sequence):
             reduction, cut_model = _cut_sequence(full, spec)
         else:
-            reduction = cut(full.model, spec) if spec.reduce.where == "core" else None
+            reduction = cut(full.model, narrowed(spec)) if spec.reduce.where == "core" else None
             cut_model = full.model.clone() if reduction is None else reduction.model
     return _proven(spec, model, full, reduction, cut_model, path)
 
@@ -70,7 +70,7 @@ def _proven(
                 save(other, files[step])
             differences = inference.check(model, full_file, files, spec, update)
         else:
-            differences = parity.check(model, full_file, path, spec, full.sigmoid, update)
+            differences = parity.check(model, full_file, path, narrowed(spec), full.sigmoid, update)
         worst = max(d.value for d in differences)
         update(1.0, f"largest difference {worst:.1e}")
     if reduction is not None and reduction.select != "own":
@@ -152,13 +152,12 @@ def declared(spec: Sequence) -> Declared:
     return Declared(ranges, frozenset(lengths), frozenset(masks))
 
 
-def cut(full: ir.Model, spec: Spec) -> Reduction:
+def cut(full: ir.Model, spec: KnowledgeTracing) -> Reduction:
     """The full model reduced to the last valid row, under the spec's names, its inputs as the spec declares them.
 
     Raises:
         ReductionError: its output is not [batch, time, problems], or it does not answer a cold start that the spec promises.
     """
-    assert isinstance(spec, KnowledgeTracing)
     ids, responses = spec.tensors.recent_problem_ids.name, spec.tensors.recent_responses.name
     reduction = reduce(
         full,

@@ -33,7 +33,7 @@ class Network(nn.Module):
         super().__init__()
         self.items = items
         self.item_emb = nn.Embedding(items + 1, embedding)
-        nn.init.normal_(self.item_emb.weight, std=embedding**-0.5)
+        nn.init.normal_(self.item_emb.weight, std=0.02)  # so that popularity, in the bias, is where training begins
         self.bias = nn.Parameter(torch.zeros(items + 1))
         self.dropout = nn.Dropout(DROPOUT)
 
