@@ -23,7 +23,7 @@ from ensemble.spec import DEFAULT_SPEC, Spec
 
 SIMULATED_LEARNERS = 3000
 # The first lines of a derived spec. By the second one, a file that somebody has changed since is known.
-INTRODUCTION = "# Derived from {}. Change what you like: a changed file is used as it is, and not written again.\n"
+INTRODUCTION = "# Derived from ensemble/presets/{}. Change what you like: a changed file is used as it is, and not written again.\n"
 STAMP = "# lastrow: "
 # The reference architectures. Attention pays for padding, a recurrent core does not: it stops where the history ends.
 NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
@@ -248,7 +248,7 @@ def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path, base: Path) -
             console.print(f"{path} was changed since it was derived: used as it is", highlight=False, soft_wrap=True)
             return path
     stamp = {"sha256": _digest(text), "facts": wanted}
-    introduction = INTRODUCTION.format(base.relative_to(ROOT).as_posix())
+    introduction = INTRODUCTION.format(base.name)
     aside.write(path, f"{introduction}{STAMP}{json.dumps(stamp)}\n{text}")
     return path
 
