@@ -2,6 +2,7 @@
 
 Numpy alone, in the words of Python 3.8: a copy travels beside the last steps. A chain is a list of links, as JSON has them:
     ["sigmoid"], ["softmax"], ["exp"], ["scale", 2.5]   every number of the row
+    ["at", "candidate_ids"]         rows are of these columns already; what pads them is 0
     ["leave_out", "item_ids", 1]    columns that the history has, or that are below the first id, are not proposed
     ["top", 10]                     the columns of the largest numbers, and these
     ["nearest", 0.7, 10]            the columns of the numbers nearest to 0.7, and these
@@ -71,11 +72,14 @@ def answer(chain: Sequence[Sequence[Any]], rows: np.ndarray, given: Mapping[str,
         given: what links name: ids INT32 or INT64 [batch, any], -1 is padding.
     """
     left_out: tuple[np.ndarray, int] | None = None
+    padded: np.ndarray | None = None
     for name, *arguments in chain:
         if name in ACTIVATIONS:
             rows = ACTIVATIONS[name](rows)
         elif name == "scale":
             rows = rows * np.float32(arguments[0])
+        elif name == "at":
+            padded = given[arguments[0]] < 0
         elif name == "leave_out":
             left_out = given[arguments[0]], arguments[1]
         elif name == "nearest":
@@ -84,7 +88,7 @@ def answer(chain: Sequence[Sequence[Any]], rows: np.ndarray, given: Mapping[str,
             return _picked(np.negative(rows), rows, arguments[0], left_out)
         else:
             raise ValueError(f"there is no link {name!r}")
-    return [rows]
+    return [rows if padded is None else np.where(padded, np.float32(0), rows)]
 
 
 def damage(rows: np.ndarray, name: str, history: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ensemble.contract import PADDING, Values, is_valid
+from ensemble.contract import PADDING, Contract, Values, is_valid
 
 
 def random_request(
@@ -42,4 +42,28 @@ def random_request(
         behind = ~is_valid(np.asarray(lengths), time)
         for drawn in request.values():
             drawn[behind] = PADDING if drawn.dtype.kind == "i" else np.nan
+    return request
+
+
+def draw(contract: Contract, lengths: Sequence[int], seed: int = 0, padded: bool = True) -> dict[str, np.ndarray]:
+    """A valid request of random values, contexts included: of any length, three; of a row's number, one that is there.
+
+    >>> of = Contract({"ids": Values(40, "0 to 39", "id")}, (), (8,), contexts={"age": Values(99, "0 to 98", "age")})
+    >>> {name: value.shape for name, value in draw(of, [2, 3]).items()}
+    {'ids': (2, 3), 'age': (2,)}
+    """
+    shapes = {name: values.shape for name, values in contract.inputs.items()}
+    request = random_request(contract.inputs, lengths, max(*lengths, 1), seed, padded, shapes)
+    rng = np.random.default_rng([seed, 1])
+    for name, values in contract.contexts.items():
+        shape = (len(lengths), *(3 if size == -1 else size for size in values.shape))
+        if name == contract.row:
+            ends = np.asarray(lengths)
+            request[name] = rng.integers(np.maximum(ends - contract.widths[-1], 0), np.maximum(ends, 1)).astype(
+                np.int32
+            )
+        elif values.end is None:
+            request[name] = rng.standard_normal(shape, np.float32)
+        else:
+            request[name] = rng.integers(values.start, values.end, shape, np.int32)
     return request

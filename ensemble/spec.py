@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import ValidationError, model_validator
 
-from ensemble.contract import Contract, Source, Values, Words
+from ensemble.contract import Contract, Source
 from ensemble.errors import SpecError
-from ensemble.tables import (
-    COUNTS,
-    INTEGER_ROLES,
-    INTEGERS,
-    POSTPROCESS,
-    PROPOSE,
-    Batching,
-    Export,
-    Model,
-    Network,
-    NextProblems,
-    Parity,
-    Reduce,
-    Steps,
-    Table,
-    Tensor,
-    Tensors,
-    Tuned,
-)
+from ensemble.tables import PREPROCESS, Batching, Export, Model, Parity, Reduce, Steps, Table, Tensor, Tuned
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,43 +26,55 @@ DEFAULT_SPEC = Path(__file__).with_name("presets") / "knowledge_tracing.toml"
 class Answer(NamedTuple):
     """What a step makes of what the core answers.
 
-    chain: its links, as `ensemble.chain` has them. seen: inputs of a request that they name.
+    of: what it reads of a core. chain: its links, as `ensemble.chain` has them. seen: inputs of a request that they name.
     """
 
     step: str
+    of: Tensor
     tensors: tuple[Tensor, ...]
     chain: list[list[Any]]
     seen: tuple[Tensor, ...] = ()
 
 
+class Core(NamedTuple):
+    """A model that computes: its step, what it gets and what it answers.
+
+    columns: of its inputs the one that says which columns of the answer are wanted; None: all.
+    """
+
+    step: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    columns: str | None = None
+
+
 class Spec(Table):
-    """A served model, whole. Read one with `Spec.read(path)`."""
+    """A served model, whole. Read one with `Spec.read(path)`.
+
+    This is what is common to all; what a model takes and answers is a subclass' business, of which the tables of the file
+    tell which one: `ensemble.sequence` for any sequence model, `ensemble.knowledge_tracing` for one preset of it.
+    """
+
+    kinds: ClassVar[dict[str, type[Spec]]] = {}  # by the table that tells them
+    by_name: ClassVar[bool] = True  # whether the model's own inputs have names, or their order tells which is which
+    made_from: ClassVar[frozenset[str]] = frozenset({"model", "network", "reduce", "export", "parity"})  # the core is
 
     model: Model
-    network: Network
+    network: Any
     reduce: Reduce = Reduce()
     export: Export = Export()
-    next_problems: NextProblems
     parity: Parity
     batching: Batching
     steps: Steps = Steps()
     tuned: Tuned | None = None
-    tensors: Tensors
-
-    @model_validator(mode="after")
-    def _types_are_served(self) -> Spec:
-        for role, tensor in self.tensors:
-            allowed = INTEGERS if role in INTEGER_ROLES else ("INT32",) if role in COUNTS else ("FP32",)
-            if tensor.dtype not in allowed:
-                raise ValueError(f"tensors.{role}.dtype is {tensor.dtype}; allowed is {' or '.join(allowed)}")
-        return self
 
     @model_validator(mode="after")
     def _the_ensemble_is_no_step(self) -> Spec:
-        if self.model.name in Steps.model_fields:
+        steps = [PREPROCESS, *(core.step for core in self.cores), *(answer.step for answer in self.answers)]
+        if self.model.name in steps:
             raise ValueError(
                 f"model.name is {self.model.name!r}, which is a step of the ensemble, and would take its place; steps are "
-                f"{', '.join(Steps.model_fields)}: give the model another name"
+                f"{', '.join(steps)}: give the model another name"
             )
         return self
 
@@ -120,15 +117,6 @@ class Spec(Table):
             )
         return self
 
-    @model_validator(mode="after")
-    def _proposals_fit(self) -> Spec:
-        if self.next_problems.count > self.model.problems:
-            raise ValueError(
-                f"next_problems.count is {self.next_problems.count}, but there are only "
-                f"{self.model.problems} problems (model.problems)"
-            )
-        return self
-
     @classmethod
     def read(cls, path: str | Path = DEFAULT_SPEC) -> Spec:
         """Read and check a spec file.
@@ -150,46 +138,64 @@ class Spec(Table):
         except ValidationError as e:
             raise SpecError(f"{path}: " + "; ".join(_explain(error) for error in e.errors())) from e
 
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As pydantic's, of the subclass that the tables tell."""
+        if cls is not Spec or not isinstance(obj, dict):
+            return super().model_validate(obj, **options)
+        found = [kind for table, kind in cls.kinds.items() if table in obj]
+        if len(found) != 1:
+            tables = " or ".join(f"[{table}]" for table in cls.kinds)
+            raise SpecError(
+                f"a spec has either {tables}, by which its kind is known; this one has {', '.join(obj) or 'nothing'}"
+            )
+        made: Any = found[0].model_validate(obj, **options)
+        return made
+
     def dims(self, tensor: Tensor) -> list[int]:
-        """A tensor's shape a learner in numbers; -1 stands for any length."""
-        window = -1 if len(self.model.widths) > 1 else self.model.window
-        named = {"problems": self.model.problems, "window": window, "next": self.next_problems.count}
-        return [named[d] if isinstance(d, str) else d for d in tensor.shape]
+        """A tensor's shape a history in numbers; -1 stands for any length."""
+        named = self.sizes_by_name
+        return [named[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+
+    @property
+    def sizes_by_name(self) -> dict[str, int]:
+        """What the names in shapes stand for; of a window -1 where its width differs from batch to batch."""
+        raise NotImplementedError
 
     @property
     def shortest_history(self) -> int:
-        """Interactions that a learner needs at least. Without the cut there is no row to answer a cold start from."""
-        return 0 if self.model.cold_start and self.reduce.where == "core" else 1
+        """Steps that a history needs at least."""
+        raise NotImplementedError
 
     @property
     def contract(self) -> Contract:
         """What a request has to be, and what the core gets of it."""
-        t, problems = self.tensors, self.model.problems
-        return Contract(
-            inputs={
-                t.problem_ids.name: Values(problems, f"0 to {problems - 1}", "problem_id"),
-                t.responses.name: Values(2, "0 (wrong) and 1 (correct)", "response"),
-            },
-            core=(
-                Source(t.recent_problem_ids.name, t.problem_ids.name),
-                Source(t.recent_responses.name, t.responses.name),
-                Source(t.lengths.name, "lengths"),
-            ),
-            widths=self.model.widths,
-            shortest=self.shortest_history,
-            longest=self.batching.longest_history,
-            words=Words("learner", "learners", "interaction", "interactions"),
-        )
+        raise NotImplementedError
 
     @property
     def requested(self) -> tuple[Tensor, ...]:
-        """What a client sends, in the contract's order."""
-        return self.tensors.problem_ids, self.tensors.responses
+        """What a client sends, in the contract's order: histories, then contexts."""
+        raise NotImplementedError
+
+    @property
+    def fed(self) -> dict[str, Source]:
+        """By the name of the model's own input where it comes from, under the core's name for it."""
+        raise NotImplementedError
 
     @property
     def windows(self) -> tuple[Tensor, ...]:
-        """What the first step makes of it, in the contract's order; the last says how much of a window is valid."""
-        return self.tensors.recent_problem_ids, self.tensors.recent_responses, self.tensors.lengths
+        """What the first step makes of it, in the contract's order."""
+        raise NotImplementedError
+
+    @property
+    def cores(self) -> tuple[Core, ...]:
+        """What computes: a model for all columns, and one for each answer that is about wanted ones."""
+        raise NotImplementedError
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """What clients can ask for; each is a step of its own, which runs only for those who do."""
+        raise NotImplementedError
 
     @property
     def answered(self) -> tuple[Tensor, ...]:
@@ -197,24 +203,9 @@ class Spec(Table):
         return tuple(tensor for answer in self.answers for tensor in answer.tensors)
 
     @property
-    def answers(self) -> tuple[Answer, ...]:
-        """What clients can ask for; each is a step of its own, which runs only for those who do."""
-        t, wanted = self.tensors, self.next_problems
-        proposal: list[list[Any]] = [
-            ["sigmoid"],
-            # The request's own history, not the window: what was answered 600 interactions ago is answered all the same.
-            ["leave_out", t.problem_ids.name, 0],
-            ["nearest", wanted.target_success_rate, wanted.count],
-        ]
-        return (
-            Answer(POSTPROCESS, (t.probabilities,), [["sigmoid"]]),
-            Answer(PROPOSE, (t.next_problem_ids, t.next_problem_probabilities), proposal, (t.problem_ids,)),
-        )
-
-    @property
     def core_output(self) -> Tensor:
-        """What the core emits: the wanted row's logits, or every row's where postprocess selects."""
-        return self.tensors.logits if self.reduce.where == "core" else self.tensors.all_logits
+        """What the first core emits first."""
+        return self.cores[0].outputs[0]
 
 
 def _explain(error: object) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Dim = Annotated[int, Field(ge=-1)] | Literal["problems", "window", "next"]
+Dim = Annotated[int, Field(ge=-1)] | str
 Count = Annotated[int, Field(ge=1)]
 INTEGERS = ("INT32", "INT64")
 INTEGER_ROLES = ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
@@ -26,14 +26,13 @@ class Table(BaseModel):
 
 
 class Model(Table):
-    """The served model: its name, problems, and window in interactions.
+    """The served model: its name, and its window in steps of a history.
 
     buckets: widths that the core sees, the narrowest that holds a request's histories; none: always the window.
-    cold_start: whether a learner without history is answered.
+    cold_start: whether an empty history is answered.
     """
 
     name: Name
-    problems: Count
     window: Count
     buckets: tuple[Count, ...] = ()
     cold_start: bool = True
@@ -92,6 +91,47 @@ class OnnxNetwork(Table):
     problem_ids: str
     responses: str
     output: str
+
+
+class OnnxModel(Table):
+    """An ONNX file, which is the checkpoint; its inputs and outputs are those that the spec names."""
+
+    type: Literal["onnx"]
+
+
+class SasrecNetwork(Table):
+    """The next item by causal attention over the items before (Kang and McAuley, ICDM 2018)."""
+
+    type: Literal["sasrec"]
+    embedding: Count
+    blocks: Count
+    heads: Count
+
+
+class Gru4RecNetwork(Table):
+    """The next item by a GRU over the items before (Hidasi et al., ICLR 2016)."""
+
+    type: Literal["gru4rec"]
+    embedding: Count
+    hidden: Count
+
+
+class ForecasterNetwork(Table):
+    """Quantiles of the next values of a series by an LSTM over its past. quantiles: rising, between 0 and 1."""
+
+    type: Literal["forecaster"]
+    hidden: Count
+    layers: Count
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+
+
+class Words(Table):
+    """What messages and metrics call one history of a request, several of them, and the steps of one."""
+
+    history: Name = "history"
+    histories: Name = "histories"
+    step: Name = "step"
+    steps: Name = "steps"
 
 
 Network = Annotated[RecurrentNetwork | TransformerNetwork | ModuleNetwork | OnnxNetwork, Field(discriminator="type")]
@@ -208,9 +248,10 @@ class Tuned(Table):
 class Tensor(Table):
     """A tensor's type and a learner's shape, without the batch axis. name defaults to the tensor's role."""
 
-    dtype: Literal["INT32", "INT64", "FP16", "FP32"]
+    dtype: Literal["INT32", "INT64", "FP16", "FP32", "BOOL"]
     shape: list[Dim]
     name: Name = "_"  # replaced by the role in Tensors
+    optional: bool = False
 
 
 class Tensors(Table):

@@ -18,6 +18,7 @@ from build.repository.workspace import Workspace
 from build.server import Server
 from ensemble.client import Client, Prediction
 from ensemble.errors import LastrowError
+from ensemble.knowledge_tracing import KnowledgeTracing, narrowed
 from ensemble.learners.history import History
 from ensemble.spec import Spec
 
@@ -67,7 +68,7 @@ def demonstrate(workspace: Workspace, model: Network, histories: list[History]) 
             for done, history in enumerate(histories):
                 update(done / len(histories), f"{len(history)} interactions")
                 rows.append(measure(client, model, history, workspace.spec))
-    show(rows, workspace.spec)
+    show(rows, narrowed(workspace.spec))
     worst = max(row.difference for row in rows)
     key, allowed = tolerance(workspace.spec)
     if not worst <= allowed:
@@ -111,7 +112,7 @@ def interleave(*calls: Callable[[], object]) -> list[float]:
     return [float(np.median(taken)) for taken in times]
 
 
-def show(rows: Iterable[Row], spec: Spec) -> None:
+def show(rows: Iterable[Row], spec: KnowledgeTracing) -> None:
     """Print the answers as a table on stdout."""
     table = Table(title=f"{spec.model.name}: {spec.model.problems:,} problems, answered by tritonserver over gRPC")
     table.add_column("learner")

@@ -13,7 +13,9 @@ from build.commands import repository
 from build.commands.options import Choice, takes
 from build.progress import answers, bar, board, say
 from build.repository import preparation
+from build.repository.workspace import Workspace
 from ensemble.errors import LastrowError
+from ensemble.sequence import Sequence
 
 
 @takes("spec", "checkpoint", "out", "data", "learners", "network", "device")
@@ -25,12 +27,25 @@ def demo(choice: Choice) -> None:
 
     workspace = choice.open()
     repository.build(workspace)
+    spec = workspace.spec
+    if isinstance(spec, Sequence):
+        _demonstrate(workspace, spec)
+        return
     _, test = split(workspace.folds())
-    demonstrate(
-        workspace,
-        checkpoints.load_network(workspace.checkpoint, workspace.spec),
-        pick(test, workspace.spec.model.window),
-    )
+    demonstrate(workspace, checkpoints.load_network(workspace.checkpoint, spec), pick(test, spec.model.window))
+
+
+def _demonstrate(workspace: Workspace, spec: Sequence) -> None:
+    """Of any sequence model: a preset's own histories, or random ones."""
+    from build.bench.sequence_demonstration import demonstrate, drawn
+    from build.core.inference import Inference
+    from build.model import checkpoint as checkpoints
+    from build.model import preset
+
+    model = None if spec.network.type == "onnx" else checkpoints.load(workspace.checkpoint, spec)
+    trained = spec.network.type in preset.KINDS
+    requests = preset.of(spec, workspace.data, workspace.learners).requests() if trained else drawn(spec)
+    demonstrate(workspace, spec, Inference.of(model, workspace.checkpoint, spec), requests)
 
 
 @takes("spec", "checkpoint", "data", "learners", "network", "factory")

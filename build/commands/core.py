@@ -9,6 +9,7 @@ import typer
 
 from build.commands.options import Choice, takes
 from build.progress import bar, say
+from ensemble.knowledge_tracing import narrowed
 
 
 def reduce(
@@ -66,7 +67,7 @@ def precision(
     preparation.train_if_missing(workspace)
     with bar("precision") as update:
         _, test = split(workspace.folds())
-        found = cost(workspace.spec, workspace.checkpoint, test, sample, update)
+        found = cost(narrowed(workspace.spec), workspace.checkpoint, test, sample, update)
     single = found["float32"]
     print(f"{workspace.spec.network.type}, {single.predictions:,} predictions: AUC {single.auc:.5f} in float32")
     for name in [name for name in found if name != "float32"]:

@@ -17,8 +17,8 @@ from build.core.recipe import cut
 from build.core.reduce.file import open_session, save
 from build.model import checkpoint as checkpoints
 from build.model.training import auc
+from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.learners.history import History, windows
-from ensemble.spec import Spec
 from ensemble.tables import Precision
 
 BATCH = 32
@@ -34,7 +34,7 @@ class Cost:
 
 
 def cost(
-    spec: Spec,
+    spec: KnowledgeTracing,
     checkpoint: Path,
     histories: Sequence[History],
     sample: int,
@@ -68,7 +68,9 @@ def cost(
     }
 
 
-def _predict(core: Path, spec: Spec, histories: Sequence[History], chosen: Sequence[tuple[int, int]]) -> np.ndarray:
+def _predict(
+    core: Path, spec: KnowledgeTracing, histories: Sequence[History], chosen: Sequence[tuple[int, int]]
+) -> np.ndarray:
     """Probabilities FP64 [n] of the responses `chosen`."""
     session = open_session(core)
     tensors = (spec.tensors.recent_problem_ids, spec.tensors.recent_responses, spec.tensors.lengths)

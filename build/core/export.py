@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -19,10 +18,13 @@ from torch import Tensor, nn
 
 from build.core.reduce import narrow
 from build.core.reduce.file import load, open_session, save
-from build.model.network import Network
+from build.core.served import BATCH, TIME, Served, axes_of, check, example, own_outputs
 from ensemble.errors import LastrowError
+from ensemble.knowledge_tracing import KnowledgeTracing
+from ensemble.sequence import Sequence
 from ensemble.spec import Spec
 from ensemble.tables import OnnxNetwork
+from ensemble.tables import Tensor as TensorTable
 
 # What ONNX 1.13 wrote with opset 18; ONNX Runtime refuses files of an IR version newer than itself.
 IR_VERSION = 8
@@ -46,17 +48,6 @@ class Full:
     sigmoid: bool
 
 
-class _Wide(nn.Module):
-    """Somebody's module takes INT64; what is served is INT32."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, problem_ids: Tensor, responses: Tensor) -> Tensor:
-        return self.module(problem_ids.long(), responses.long())
-
-
 def export(model: nn.Module, spec: Spec) -> Full:
     """Export with batch and time dynamic, inputs INT32.
 
@@ -67,14 +58,15 @@ def export(model: nn.Module, spec: Spec) -> Full:
         ExportError: neither gives a model that runs at other sizes than the example's, or the model loops over time in
             Python. That is asked first: the exporters find out late, and say something else.
     """
-    module = (model if isinstance(model, Network) else _Wide(model)).eval()
+    check(model, spec)
+    module = Served(model, spec)
     _check_no_loop(model, module, spec)
     reasons = []
     for dynamo in (True, False):
         try:
             with _quiet():
                 exported = _export(module, spec, dynamo)
-            _run_elsewhere(exported)
+            _run_elsewhere(exported, spec)
         # What tracing somebody's code, and loading what became of it, may raise has no common base.
         except Exception as e:
             reasons.append(next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__))
@@ -88,7 +80,7 @@ def export(model: nn.Module, spec: Spec) -> Full:
 
 def _check_no_loop(model: nn.Module, module: nn.Module, spec: Spec) -> None:
     """Refuse a model whose traced graph has a copy of a step for each row of the example: it grows with the example."""
-    counts = [_operators(module, rows) for rows in _TRACED]
+    counts = [_operators(module, spec, rows) for rows in _TRACED]
     if not 0 < counts[0] < counts[1]:
         return
     raise ExportError(
@@ -100,10 +92,12 @@ def _check_no_loop(model: nn.Module, module: nn.Module, spec: Spec) -> None:
     )
 
 
-def _operators(module: nn.Module, rows: int) -> int:
+def _operators(module: nn.Module, spec: Spec, rows: int) -> int:
     """How many operators a trace of the module has; 0 where it cannot be traced."""
-    example = tuple(torch.zeros((EXAMPLE[0], rows), dtype=torch.int32) for _ in range(2))
+    if rows > spec.model.window:
+        return 0
     try:
+        example = _tensors(spec, EXAMPLE[0], rows)
         with _quiet(), torch.no_grad():
             graph = torch.jit.trace(module, example, check_trace=False).inlined_graph
     except Exception:  # the exporters will say what is in the way
@@ -112,15 +106,13 @@ def _operators(module: nn.Module, rows: int) -> int:
 
 
 def _export(module: nn.Module, spec: Spec, dynamo: bool) -> ir.Model:
-    tensors = spec.tensors
-    inputs = [tensors.recent_problem_ids.name, tensors.recent_responses.name]
-    output = tensors.all_logits.name
-    # Two tensors: given one twice, the exporter takes both inputs for the same.
-    example = tuple(torch.zeros(EXAMPLE, dtype=torch.int32) for _ in inputs)
-    axes = {0: "batch", 1: "time"}
-    names: dict[str, Any] = {"input_names": inputs, "output_names": [output], "opset_version": spec.export.opset}
+    axes = [dict(enumerate(each)) for each in axes_of(spec).values()]
+    inputs, outputs = list(axes_of(spec)), [f"{tensor.name}" for tensor in full_outputs(spec)]
+    example = _tensors(spec, EXAMPLE[0], min(EXAMPLE[1], spec.model.window))
+    names: dict[str, Any] = {"input_names": inputs, "output_names": outputs, "opset_version": spec.export.opset}
     if not dynamo:
-        shapes = dict.fromkeys([*inputs, output], axes)
+        whole = {0: BATCH} if _is_own(spec) else {0: BATCH, 1: TIME}
+        shapes = {**dict(zip(inputs, axes, strict=True)), **dict.fromkeys(outputs, whole)}
         with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
             file = Path(folder) / "model.onnx"
             torch.onnx.export(module, example, file, dynamo=False, dynamic_axes=shapes, **names)
@@ -129,7 +121,7 @@ def _export(module: nn.Module, spec: Spec, dynamo: bool) -> ir.Model:
     # find time fixed at the example's and fail.
     for layer in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         layer._dispatch_cache.clear()
-    program = torch.onnx.export(module, example, dynamo=True, dynamic_shapes=(axes, axes), verbose=False, **names)
+    program = torch.onnx.export(module, example, dynamo=True, dynamic_shapes=(tuple(axes),), verbose=False, **names)
     assert program is not None
     return program.model
 
@@ -148,15 +140,32 @@ def _quiet() -> Iterator[None]:
         exporter_log.setLevel(level)
 
 
-def _run_elsewhere(model: ir.Model) -> None:
+def _run_elsewhere(model: ir.Model, spec: Spec) -> None:
     """Run the model at a batch and a time that the exporter has not seen."""
+    time = min(EXAMPLE[1] + 4, spec.model.window)
     with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
         save(model, Path(folder) / "model.onnx")
         session = open_session(Path(folder) / "model.onnx")
-        other = [size + 4 for size in EXAMPLE]
-        (answer,) = session.run(None, {value.name: np.zeros(other, np.int32) for value in session.get_inputs()})
-    if list(answer.shape[:2]) != other:
-        raise ExportError(f"for inputs {other} the exported model answers {list(answer.shape)}")
+        fed, taken = example(spec, EXAMPLE[0] + 4, time), {value.name for value in session.get_inputs()}
+        answers = session.run(None, {name: value for name, value in fed.items() if name in taken})
+    leading = [EXAMPLE[0] + 4] if _is_own(spec) else [EXAMPLE[0] + 4, time]
+    for answer in answers:
+        if list(answer.shape[: len(leading)]) != leading:
+            raise ExportError(f"for {leading} the exported model answers {list(answer.shape)}")
+
+
+def _tensors(spec: Spec, batch: int, time: int) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(value) for value in example(spec, batch, time).values())
+
+
+def _is_own(spec: Spec) -> bool:
+    """Whether the model answers one row by itself."""
+    return isinstance(spec, Sequence) and spec.row.select == "own"
+
+
+def full_outputs(spec: Spec) -> tuple[TensorTable, ...]:
+    """What the model answers before it is cut, every row of it."""
+    return (spec.tensors.all_logits,) if isinstance(spec, KnowledgeTracing) else spec.cores[0].outputs
 
 
 def adopt(path: Path, spec: Spec) -> Full:
@@ -166,33 +175,56 @@ def adopt(path: Path, spec: Spec) -> Full:
         ExportError: it has not the inputs or the output that the spec's network names.
         ReductionError: it cannot be read.
     """
-    assert isinstance(spec.network, OnnxNetwork)
     model = load(path)
-    graph, tensors = model.graph, spec.tensors
-    names = {
-        spec.network.problem_ids: tensors.recent_problem_ids.name,
-        spec.network.responses: tensors.recent_responses.name,
-    }
+    graph = model.graph
+    given = spec.network if isinstance(spec.network, OnnxNetwork) else None
+    own = (given.problem_ids, given.responses) if given else tuple(spec.fed)
+    asked = [given.output] if given else list(own_outputs(spec))
+    where = ("network.problem_ids, network.responses", "network.output") if given else ("inputs", "outputs")
+    names = dict(zip(own, axes_of(spec), strict=True))
     if {value.name for value in graph.inputs} != set(names):
         raise ExportError(
             f"{path} has the inputs {', '.join(str(v.name) for v in graph.inputs)}; the spec says {', '.join(names)} "
-            "(network.problem_ids, network.responses)"
+            f"({where[0]})"
         )
-    output = next((value for value in graph.outputs if value.name == spec.network.output), None)
-    if output is None:
-        raise ExportError(
-            f"{path} has the outputs {', '.join(str(v.name) for v in graph.outputs)}; the spec says {spec.network.output} "
-            "(network.output)"
-        )
-    graph.outputs[:] = [output]
-    taken = set(names.values()) | {tensors.all_logits.name}
+    found = {str(value.name): value for value in graph.outputs}
+    missing = next((name for name in asked if name not in found), None)
+    if missing is not None:
+        raise ExportError(f"{path} has the outputs {', '.join(found)}; the spec says {missing} ({where[1]})")
+    graph.outputs[:] = [found[name] for name in asked]
+    taken = {*names.values(), *(tensor.name for tensor in full_outputs(spec))}
     for node in graph:
         for value in node.outputs:
-            if value.name in taken:
+            if value.name in taken and value not in graph.outputs:
                 value.name = f"{value.name}_inside"
+    graph.inputs[:] = sorted(graph.inputs, key=lambda value: own.index(str(value.name)))
     for value in graph.inputs:
         value.name = names[str(value.name)]
+    if isinstance(spec, Sequence) and spec.model.time_major:
+        swap(model, [name for name, axes in axes_of(spec).items() if TIME in axes], not _is_own(spec))
     return _adopted(model, spec)
+
+
+def swap(model: ir.Model, inputs: Collection[str], outputs: bool) -> None:
+    """Batch first where a model has time first: a Transpose behind these inputs, and one at each of the outputs."""
+    graph = model.graph
+    for value in [value for value in graph.inputs if value.name in inputs]:
+        dims = list(value.shape) if value.shape is not None else [None, None]
+        order = [1, 0, *range(2, len(dims))]
+        node = ir.node("Transpose", [value], {"perm": order})
+        node.outputs[0].name = f"{value.name}_time_first"
+        for reader, number in list(value.uses()):
+            if reader is not node:
+                reader.replace_input_with(number, node.outputs[0])
+        value.shape = ir.Shape([dims[axis] for axis in order])
+        graph.insert_before(graph[0], node)
+    for number, value in enumerate(graph.outputs) if outputs else ():
+        rank = len(value.shape) if value.shape is not None else 3
+        node = ir.node("Transpose", [value], {"perm": [1, 0, *range(2, rank)]})
+        node.outputs[0].name, value.name = value.name, f"{value.name}_time_first"
+        node.outputs[0].type = value.type
+        graph.append(node)
+        graph.outputs[number] = node.outputs[0]
 
 
 def finish(model: ir.Model) -> ir.Model:
@@ -205,9 +237,9 @@ def finish(model: ir.Model) -> ir.Model:
 
 def widen(model: ir.Model, spec: Spec) -> ir.Model:
     """INT64 inputs where the spec says so. The model's own arithmetic stays as it is, behind a Cast."""
-    types = {tensor.name: tensor.dtype for _, tensor in spec.tensors}
+    types = {tensor.name: tensor.dtype for tensor in spec.windows}
     for value in model.graph.inputs:
-        if types[str(value.name)] != "INT64":
+        if types.get(str(value.name)) != "INT64":
             continue
         readers = list(value.uses())
         value.type = ir.TensorType(ir.DataType.INT64)
@@ -225,17 +257,26 @@ def _adopted(model: ir.Model, spec: Spec) -> Full:
     for node in graph:
         for value in node.outputs:
             value.shape = None
-    last = graph.outputs[0].producer()
-    sigmoid = last is not None and last.op_type == "Sigmoid" and len(graph.outputs[0].uses()) == 0
-    if sigmoid:
-        assert last is not None
-        assert last.inputs[0] is not None
-        graph.outputs[0].name = f"{graph.outputs[0].name}_probabilities"
-        graph.outputs[0] = last.inputs[0]
-        graph.remove(last, safe=False)
-        graph.outputs[0].dtype = ir.DataType.FLOAT
-    graph.outputs[0].name = spec.tensors.all_logits.name
-    time = graph.inputs[0].shape[1] if graph.inputs[0].shape is not None else None
-    graph.outputs[0].shape = ir.Shape(["batch", time if isinstance(time, int) else "time", spec.model.problems])
+    sigmoid = not isinstance(spec, Sequence) and _without_sigmoid(graph)
+    shape = graph.inputs[0].shape
+    time = shape[1] if shape is not None and len(shape) > 1 else None
+    rows = [] if _is_own(spec) else [time if isinstance(time, int) else TIME]
+    for value, tensor in zip(graph.outputs, full_outputs(spec), strict=True):
+        value.name = tensor.name
+        dims = spec.dims(tensor) if isinstance(spec, Sequence) else [spec.sizes_by_name["problems"]]
+        value.shape = ir.Shape([BATCH, *rows, *dims])
     narrow(model)
     return Full(finish(model), sigmoid)
+
+
+def _without_sigmoid(graph: ir.Graph) -> bool:
+    """End a graph before the sigmoid that its only output is of, if it is of one."""
+    last = graph.outputs[0].producer()
+    if last is None or last.op_type != "Sigmoid" or graph.outputs[0].uses():
+        return False
+    assert last.inputs[0] is not None
+    graph.outputs[0].name = f"{graph.outputs[0].name}_probabilities"
+    graph.outputs[0] = last.inputs[0]
+    graph.remove(last, safe=False)
+    graph.outputs[0].dtype = ir.DataType.FLOAT
+    return True

@@ -16,6 +16,7 @@ from build.core.reduce.file import open_session
 from build.model.network import Network
 from ensemble.contract import narrowest
 from ensemble.errors import LastrowError
+from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.sample import random_request
 from ensemble.spec import Spec
 
@@ -38,7 +39,7 @@ class Difference:
     value: float
 
 
-def batches(spec: Spec) -> list[tuple[int, ...]]:
+def batches(spec: KnowledgeTracing) -> list[tuple[int, ...]]:
     """Histories that parity is checked on: one learner each of the battery's lengths, all at once, a cold start.
 
     With buckets also the last length of each and the first of the next. Lengths that the window cannot hold are left out.
@@ -51,7 +52,7 @@ def batches(spec: Spec) -> list[tuple[int, ...]]:
 
 
 def windows(
-    lengths: tuple[int, ...], spec: Spec, seed: int = 0, width: int | None = None
+    lengths: tuple[int, ...], spec: KnowledgeTracing, seed: int = 0, width: int | None = None
 ) -> tuple[Array, Array, Array]:
     """Random learners as the core gets them: problem ids and responses INT32 [batch, width], lengths INT32 [batch].
 
@@ -66,7 +67,7 @@ def check(
     model: nn.Module | None,
     full: Path,
     core: Path,
-    spec: Spec,
+    spec: KnowledgeTracing,
     sigmoid: bool = False,
     progress: Callable[[float, str], None] = lambda *_: None,
 ) -> list[Difference]:
@@ -123,7 +124,11 @@ def probabilities(logits: Array) -> Array:
 
 
 def _reference(
-    model: nn.Module | None, onnx_full: ort.InferenceSession, lengths: tuple[int, ...], spec: Spec, sigmoid: bool
+    model: nn.Module | None,
+    onnx_full: ort.InferenceSession,
+    lengths: tuple[int, ...],
+    spec: KnowledgeTracing,
+    sigmoid: bool,
 ) -> tuple[Array, str]:
     """Probabilities [batch, problems] that each learner's own history gives, alone and without padding; and whose."""
     problem_ids, responses, counted = windows(lengths, spec)
@@ -156,7 +161,7 @@ def _answers(
     onnx_full: ort.InferenceSession,
     onnx_core: ort.InferenceSession | None,
     lengths: tuple[int, ...],
-    spec: Spec,
+    spec: KnowledgeTracing,
     sigmoid: bool,
 ) -> Iterator[tuple[str, Array]]:
     """Every stage's probabilities [batch, problems], at every width that such a batch may come in."""
@@ -183,7 +188,7 @@ def _typed(inputs: list[Array], model: nn.Module) -> list[Array]:
     return inputs if isinstance(model, Network) else [x.astype(np.int64) for x in inputs]
 
 
-def _feeds(inputs: list[Array], spec: Spec, session: ort.InferenceSession) -> dict[str, Array]:
+def _feeds(inputs: list[Array], spec: KnowledgeTracing, session: ort.InferenceSession) -> dict[str, Array]:
     """Problem ids, responses and, for the core, lengths by their names, as the integers that the session takes."""
     tensors = (spec.tensors.recent_problem_ids, spec.tensors.recent_responses, spec.tensors.lengths)
     types = {value.name: INTEGERS[value.type] for value in session.get_inputs()}

@@ -21,8 +21,8 @@ from build.model.training import auc, next_logits, problem_means
 from build.progress import answers
 from ensemble.client import Client
 from ensemble.contract import pad
+from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.learners.history import History
-from ensemble.spec import Spec
 
 Progress = Callable[[float, str], None]
 CALIBRATION_BINS = 10
@@ -148,7 +148,7 @@ def evaluate(
     client: Client,
     training: Sequence[History],
     test: Sequence[History],
-    spec: Spec,
+    spec: KnowledgeTracing,
     sample: int | None,
     progress: Progress = lambda *_: None,
 ) -> tuple[Evaluation, np.ndarray, np.ndarray]:

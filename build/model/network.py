@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ensemble.spec import Spec
+from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.tables import RecurrentNetwork, TransformerNetwork
 
 
@@ -144,7 +144,7 @@ class Block(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def create(spec: Spec) -> Network:
+def create(spec: KnowledgeTracing) -> Network:
     """An untrained model of the spec's network and dimensions."""
     network, problems = spec.network, spec.model.problems
     if isinstance(network, RecurrentNetwork):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from build.model.network import Network, create
 from ensemble.contract import pad
 from ensemble.errors import LastrowError
+from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.learners.history import History
-from ensemble.spec import Spec
 
 BATCH_INTERACTIONS = 4096  # padded, a batch
 # A row of the embedding or the head is seen a few times an epoch; at a recurrent layer's pace it learns those by heart.
@@ -62,7 +62,7 @@ def split(folds: list[list[History]], seed: int = 0) -> tuple[list[History], lis
 def train(
     training: Sequence[History],
     test: Sequence[History],
-    spec: Spec,
+    spec: KnowledgeTracing,
     *,
     seed: int = 0,
     budget_s: float = 60.0,
@@ -159,7 +159,7 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(labels) - count)))
 
 
-def _check(training: Sequence[History], test: Sequence[History], spec: Spec) -> None:
+def _check(training: Sequence[History], test: Sequence[History], spec: KnowledgeTracing) -> None:
     if spec.network.type not in LEARNING_RATES:
         raise LastrowError(
             f"a network of type {spec.network.type!r} is not trained here; trained are {', '.join(LEARNING_RATES)}. Give "

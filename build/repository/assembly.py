@@ -11,7 +11,7 @@ from build.model.checkpoint import outside
 from build.repository import config, fingerprint, manifest
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
-from ensemble.tables import CORE, PREPROCESS, PYTHON_STEPS
+from ensemble.tables import CORE, POSTPROCESS, PREPROCESS
 
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 COPIED = ("contract.py", "values.py", "window.py")  # of `ensemble`, beside each step
@@ -51,10 +51,14 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
         _check_owner(out, files, written)
         with aside.beside(out) as folder:
             moves: dict[Path, Path] = {}
-            if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in weights):
+            others = {each.step: out / each.step / "1" / "model.onnx" for each in spec.cores if each.columns}
+            there = [*weights, *others.values()]
+            if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in there):
                 parity = _make_core(spec, checkpoint, wanted, folder / core.name)
-                made = sorted(folder.glob(f"{core.name}*"), reverse=True)  # weights first where they lie apart
-                moves |= {core.with_name(file.name): file for file in made}
+                for target in (core, *others.values()):
+                    (folder / target.parts[-3]).mkdir(exist_ok=True)
+                    made = sorted((folder / target.parts[-3]).glob(f"{target.name}*"), reverse=True)
+                    moves |= {target.with_name(file.name): file for file in made}  # weights first where they lie apart
                 stale = [file for file in weights if FINGERPRINT in found and file not in moves]
             else:
                 parity, stale = float(found[PARITY]), []
@@ -81,16 +85,19 @@ def _make_core(spec: Spec, checkpoint: Path, wanted: str, path: Path) -> float:
     from build.core.reduce.file import save
 
     core = recipe.make(spec, checkpoint, path)
-    core.model.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(core.difference)})
-    save(core.model, path)
+    for step, model in {CORE: core.model, **core.others}.items():
+        model.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(core.difference)})
+        (path.parent / step).mkdir(exist_ok=True)
+        save(model, path.parent / step / path.name)
     return core.difference
 
 
 def derived(spec: Spec) -> dict[str, bytes]:
     """Every file of the repository but the core's ONNX model, by relative path."""
     files = config.files(spec)
-    for step in PYTHON_STEPS:
-        files[f"{step}/1/model.py"] = (STEPS / step / "1" / "model.py").read_bytes()
+    for step in (PREPROCESS, *(answer.step for answer in spec.answers)):
+        source = PREPROCESS if step == PREPROCESS else POSTPROCESS
+        files[f"{step}/1/model.py"] = (STEPS / source / "1" / "model.py").read_bytes()
         for name in COPIED if step == PREPROCESS else (*COPIED, "chain.py"):
             files[f"{step}/1/{name}"] = (ROOT / "ensemble" / name).read_bytes()
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.

@@ -7,14 +7,16 @@ the configuration to a Python step, which is why numbers such as the target succ
 from __future__ import annotations
 
 import json
-import struct
+import math
 
+import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType as TritonDataType
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
+from tritonclient.utils import triton_to_np_dtype
 
-from ensemble.spec import Answer, Spec
-from ensemble.tables import CORE, PREPROCESS, Step, Tensor
+from ensemble.spec import Answer, Core, Spec
+from ensemble.tables import PREPROCESS, Step, Tensor
 
 # The first line of every configuration: it keeps people from editing what the next build writes again.
 GENERATED = "# Generated from the spec by `make repo`: change the spec, not this file.\n"
@@ -35,10 +37,12 @@ def files(spec: Spec) -> dict[str, bytes]:
     for name, config in repository(spec).items():
         derived[f"{name}/config.pbtxt"] = to_text(config).encode()
         for sample in config.model_warmup:
-            for data in sample.inputs.values():
+            for tensor, data in sample.inputs.items():
                 if data.input_data_file:
-                    width = int(data.input_data_file.removeprefix(LENGTH_FILE))
-                    derived[f"{name}/warmup/{data.input_data_file}"] = struct.pack("<i", width)
+                    size = int(data.input_data_file.rpartition("_")[2])
+                    value, count = _warming(spec, tensor, list(data.dims), size) or (0, 0)
+                    type_ = triton_to_np_dtype(TritonDataType.Name(data.data_type).removeprefix("TYPE_"))
+                    derived[f"{name}/warmup/{data.input_data_file}"] = np.full(count, value, type_).tobytes()
     return derived
 
 
@@ -49,19 +53,22 @@ def to_text(config: ModelConfig) -> str:
 
 def _preprocess(spec: Spec) -> ModelConfig:
     config = _python_step(spec, PREPROCESS, spec.steps.preprocess)
-    config.input.extend(_ragged_input(spec, tensor) for tensor in spec.requested)
+    config.input.extend(_requested(spec, tensor) for tensor in spec.requested)
     config.output.extend(_output(spec, tensor) for tensor in spec.windows)
     _parameters(config, contract=spec.contract.dumps())
     _warmup(spec, config)
     return config
 
 
-def _core(spec: Spec) -> ModelConfig:
+def _core(spec: Spec, core: Core) -> ModelConfig:
     step = spec.steps.core
-    config = ModelConfig(name=CORE, platform="onnxruntime_onnx", max_batch_size=spec.batching.max_batch_size)
-    selects = spec.reduce.where == "core"
-    config.input.extend(_input(spec, tensor) for tensor in (spec.windows if selects else spec.windows[:-1]))
-    config.output.append(_output(spec, spec.core_output))
+    config = ModelConfig(name=core.step, platform="onnxruntime_onnx", max_batch_size=spec.batching.max_batch_size)
+    config.input.extend(_input(spec, tensor) for tensor in core.inputs)
+    for tensor in core.outputs:
+        message = _output(spec, tensor)
+        if not tensor.shape:
+            message.reshape.SetInParent()  # as _input's
+        config.output.append(message)
     kind = ModelInstanceGroup.KIND_CPU if step.device == "cpu" else ModelInstanceGroup.KIND_GPU
     config.instance_group.add(count=step.instances, kind=kind)
     config.dynamic_batching.max_queue_delay_microseconds = step.queue_delay_us
@@ -109,19 +116,21 @@ def _accelerate(spec: Spec, config: ModelConfig) -> None:
 def _answer(spec: Spec, answer: Answer) -> ModelConfig:
     """A step behind the core. It reads what the core answers and no other step's output: an ensemble drops a wanted output
     whose only reader is left out."""
-    config = _python_step(spec, answer.step, getattr(spec.steps, answer.step))
-    config.input.append(_step_input(spec, spec.core_output))
+    config = _python_step(spec, answer.step, getattr(spec.steps, answer.step, spec.steps.postprocess))
+    config.input.append(_step_input(spec, answer.of))
     config.input.extend(_ragged_input(spec, tensor) for tensor in answer.seen)
     config.output.extend(_output(spec, tensor) for tensor in answer.tensors)
     _parameters(config, chain=json.dumps(answer.chain), contract=spec.contract.dumps())
     if spec.reduce.where == "postprocess":
+        _parameters(config, select="last")
         config.input.append(_step_input(spec, spec.windows[-1]))
     _warmup(spec, config)
     return config
 
 
 def _steps(spec: Spec) -> tuple[ModelConfig, ...]:
-    return _preprocess(spec), _core(spec), *(_answer(spec, answer) for answer in spec.answers)
+    cores = (_core(spec, core) for core in spec.cores)
+    return _preprocess(spec), *cores, *(_answer(spec, answer) for answer in spec.answers)
 
 
 def _ensemble(spec: Spec) -> ModelConfig:
@@ -166,6 +175,7 @@ def _queue(spec: Spec, config: ModelConfig, step: Step) -> None:
 
 def _input(spec: Spec, tensor: Tensor) -> ModelInput:
     message = ModelInput(name=tensor.name, data_type=_dtype(tensor), dims=spec.dims(tensor) or [1])
+    message.optional = tensor.optional
     if not tensor.shape:
         # Triton knows no scalar a learner: [1] on the outside, and the model gets [batch] instead of [batch, 1].
         message.reshape.SetInParent()
@@ -191,6 +201,11 @@ def _ragged_input(spec: Spec, tensor: Tensor) -> ModelInput:
     return message
 
 
+def _requested(spec: Spec, tensor: Tensor) -> ModelInput:
+    """A tensor of a request, as the first step gets it."""
+    return _ragged_input(spec, tensor) if -1 in spec.dims(tensor) else _step_input(spec, tensor)
+
+
 def _output(spec: Spec, tensor: Tensor) -> ModelOutput:
     return ModelOutput(name=tensor.name, data_type=_dtype(tensor), dims=spec.dims(tensor) or [1])
 
@@ -213,8 +228,21 @@ def _warmup(spec: Spec, config: ModelConfig) -> None:
             data = sample.inputs[tensor.name]
             data.data_type = tensor.data_type
             data.dims.extend(width if dim == -1 else dim for dim in tensor.dims)
-            if tensor.name == spec.windows[-1].name:
-                # What Triton can make up by itself is zeros, and a length of zero would warm up the cold start alone.
-                data.input_data_file = f"{LENGTH_FILE}{width}"
-            else:
+            # What Triton can make up by itself is zeros, and a length of zero would warm up the cold start alone.
+            if _warming(spec, tensor.name, list(data.dims), width) is None:
                 data.zero_data = True
+            else:
+                counted = next((x.of for x in spec.contract.core if x.name == tensor.name), "") == "lengths"
+                data.input_data_file = f"{LENGTH_FILE if counted else f'{tensor.name}_'}{width}"
+
+
+def _warming(spec: Spec, name: str, dims: list[int], width: int) -> tuple[int, int] | None:
+    """The number that a tensor is warmed up with, and how many of it; None: zeros will do."""
+    count = math.prod(dims)
+    of = {source.name: source.of for source in spec.contract.core}.get(name, "")
+    held = {**spec.contract.inputs, **spec.contract.contexts}.get(name)
+    if of == "lengths":
+        return width, count
+    if of in ("mask", "row"):
+        return (1 if of == "mask" else width - 1), count
+    return (held.start, count) if held is not None and held.start else None

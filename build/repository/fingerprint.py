@@ -27,7 +27,7 @@ def of(spec: Spec, checkpoint: Path) -> str:
         files |= brought.files
         versions |= brought.versions()
     parts = [
-        spec.model_dump_json(include={"model", "network", "reduce", "export", "parity", "tensors"}),
+        spec.model_dump_json(include=set(spec.made_from)),
         spec.steps.core.device,  # by which parity's tolerance goes
         checkpoints.digest(checkpoint),
         json.dumps(versions, sort_keys=True),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from build.progress import bar, say
 from build.repository.workspace import Workspace
+from ensemble.knowledge_tracing import narrowed
 from ensemble.lint import lint
+from ensemble.sequence import Sequence
 from ensemble.spec import DEFAULT_SPEC
 
 TRAINING_S = 60.0
@@ -16,12 +18,21 @@ def train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:
     Raises:
         DataError, LastrowError: there are no such learners, or too few.
     """
-    from build.model import checkpoint, training
+    from build.model import checkpoint, preset, training
 
+    if isinstance(workspace.spec, Sequence):
+        kind = preset.of(workspace.spec, workspace.data, workspace.learners)
+        with bar("train") as update:
+            trained, to_json, said = kind.train(budget_s, update)
+        checkpoint.save(trained, workspace.checkpoint)
+        workspace.report.write_text(to_json(workspace.data_digest()), encoding="utf-8")
+        print(said)
+        return
+    spec = narrowed(workspace.spec)
     with bar("read learners" if workspace.data else "simulate learners"):
         seen, unseen = training.split(workspace.folds())
     with bar("train") as update:
-        model, report = training.train(seen, unseen, workspace.spec, budget_s=budget_s, progress=update)
+        model, report = training.train(seen, unseen, spec, budget_s=budget_s, progress=update)
     checkpoint.save(model, workspace.checkpoint)
     workspace.report.write_text(report.to_json(workspace.data_digest()), encoding="utf-8")
     print(
@@ -31,7 +42,11 @@ def train(workspace: Workspace, budget_s: float = TRAINING_S) -> None:
 
 
 def train_if_missing(workspace: Workspace) -> None:
-    """Train a reference model that is not there; a checkpoint that was given is its reader's to miss."""
+    """Train a model of this project's that is not there; a checkpoint that was given is its reader's to miss.
+
+    Raises:
+        LastrowError: it is none of those that are trained here.
+    """
     if not workspace.checkpoint.exists() and not workspace.checkpoint_given:
         train(workspace)
 

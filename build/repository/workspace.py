@@ -16,15 +16,14 @@ from tomlkit.exceptions import TOMLKitError
 from build import ARTIFACTS, ROOT, aside
 from build.progress import console
 from ensemble.errors import SpecError
+from ensemble.knowledge_tracing import narrowed
 from ensemble.learners.history import History
+from ensemble.sequence import Sequence
 from ensemble.spec import DEFAULT_SPEC, Spec
 
 SIMULATED_LEARNERS = 3000
 # The first lines of a derived spec. By the second one, a file that somebody has changed since is known.
-INTRODUCTION = (
-    "# Derived from ensemble/presets/knowledge_tracing.toml. Change what you like: a changed file is used as it is, and not "
-    "written again.\n"
-)
+INTRODUCTION = "# Derived from ensemble/presets/{}. Change what you like: a changed file is used as it is, and not written again.\n"
 STAMP = "# lastrow: "
 # The reference architectures. Attention pays for padding, a recurrent core does not: it stops where the history ends.
 NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
@@ -35,6 +34,10 @@ NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
         "network": {"type": "transformer", "embedding": 256, "blocks": 4, "heads": 4},
     },
 }
+
+
+# Of these the spec is a file of its own; knowledge tracing's architectures are values in one.
+PRESETS = {name: DEFAULT_SPEC.with_name(f"{name}.toml") for name in ("sasrec", "gru4rec", "forecaster")}
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,26 @@ class Workspace:
         """SHA-256 of the files in data; none where learners are simulated."""
         if self.data is None:
             return None
+        if self.data.is_file() and isinstance(self.spec, Sequence):
+            return hashlib.sha256(self.data.read_bytes()).hexdigest()
         from build.model.interactions import files
 
         return _digest("".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files(self.data)))
 
     def folds(self) -> list[list[History]]:
-        """The learners that this model is trained and tried on, one list a fold."""
+        """The learners that this model is trained and tried on, one list a fold.
+
+        Raises:
+            SpecError: it is of another kind than knowledge tracing.
+        """
+        spec = narrowed(self.spec)
         if self.data is not None:
             from build.model.interactions import read_folds
 
             return read_folds(self.data, self.learners)
         from build.model.simulation import simulate
 
-        return [simulate(self.spec.model.problems, self.learners or SIMULATED_LEARNERS)]
+        return [simulate(spec.model.problems, self.learners or SIMULATED_LEARNERS)]
 
 
 def open_workspace(
@@ -103,13 +113,14 @@ def open_workspace(
         folder = ARTIFACTS / (named(data.resolve().stem, data) + (f"-{learners}" if learners else ""))
     elif checkpoint is not None:
         folder = ARTIFACTS / "brought" / named("-".join(checkpoint.resolve().parts[-2:]), checkpoint)
-    spec_file = DEFAULT_SPEC if spec is None or spec.resolve() == DEFAULT_SPEC.resolve() else spec
+    base = PRESETS.get(str(network), DEFAULT_SPEC)
+    spec_file = base if spec is None or spec.resolve() == DEFAULT_SPEC.resolve() else spec
     tables: list[dict[str, dict[str, Any]]] = []
     if network is not None:
-        tables.append(NETWORKS[network])
+        tables += [NETWORKS[network]] if network in NETWORKS else []
         folder = folder / (f"{network}-{learners}" if learners and data is None else network)
     if data is not None and spec is None:
-        tables.append({"model": {"problems": _problems(data, learners)}})
+        tables.append(_sizes(base, data, learners))
     if checkpoint is not None and spec is None and (network, data) == (None, None):
         from build.model.checkpoint import describe
 
@@ -117,7 +128,7 @@ def open_workspace(
     if device is not None:
         tables.append({"steps": {"core": {"device": device}}})
     if tables:
-        spec_file = _derive(tables, folder / device if device else folder)
+        spec_file = _derive(tables, folder / device if device else folder, base)
     read = Spec.read(spec_file)
     if data is None and network is None and checkpoint is None:
         folder = folder / (_size(read) + (f"-{learners}" if learners else ""))
@@ -160,8 +171,8 @@ def _check_choice(
         raise SpecError(f"there is no device {device!r}; there are cpu and gpu")
     if device is not None and spec is not None:
         raise SpecError("a spec names its device, [steps.core] device: give --spec or --device, not both")
-    if network is not None and network not in NETWORKS:
-        raise SpecError(f"there is no network {network!r}; there are {', '.join(NETWORKS)}")
+    if network is not None and network not in (*NETWORKS, *PRESETS):
+        raise SpecError(f"there is no network {network!r}; there are {', '.join((*NETWORKS, *PRESETS))}")
     if network is not None and spec is not None:
         raise SpecError("a spec names its network: give --spec or --network, not both")
     if factory is not None and (checkpoint is None or spec is not None):
@@ -184,36 +195,45 @@ def named(name: str, path: Path) -> str:
 def _size(spec: Spec) -> str:
     network = spec.network.model_dump(exclude={"type", "factory"})
     kind = "" if spec.network.type == "dkt" else f"{spec.network.type}-"
-    return _safe(kind + "x".join(map(str, (spec.model.problems, *network.values()))))
+    sizes = spec.sizes.values() if isinstance(spec, Sequence) else [narrowed(spec).model.problems]
+    return _safe(kind + "x".join(map(str, (*sizes, *network.values()))))
 
 
-def _problems(data: Path, learners: int | None) -> int:
+def _sizes(base: Path, data: Path, count: int | None) -> dict[str, dict[str, Any]]:
+    """What the data say of the model, as tables of a spec."""
+    if base != DEFAULT_SPEC:
+        from build.model import preset
+
+        read = Spec.read(base)
+        assert isinstance(read, Sequence)
+        return {"sizes": preset.of(read, data, count).sizes()}
     from build.model.interactions import problems, read_folds
 
-    return problems([history for fold in read_folds(data, learners) for history in fold])
+    return {"model": {"problems": problems([history for fold in read_folds(data, count) for history in fold])}}
 
 
-def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path) -> Path:
-    """The default spec with these tables' values, written only if it says something else than before.
+def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path, base: Path) -> Path:
+    """A preset's spec with these tables' values, written only if it says something else than before.
 
     Raises:
         SpecError: somebody changed the file that is there, and it is not of what is asked for now.
     """
-    spec: dict[str, Any] = tomlkit.parse(DEFAULT_SPEC.read_text(encoding="utf-8"))
+    spec: dict[str, Any] = tomlkit.parse(base.read_text(encoding="utf-8"))
     for changes in tables:
         for name, values in changes.items():
+            spec.setdefault(name, tomlkit.table())
             if values.get("type", spec[name].get("type")) != spec[name].get("type"):
                 spec[name] = tomlkit.table()  # another network has other keys
             for key, value in values.items():
                 if isinstance(value, dict):
-                    spec[name][key].update(value)
+                    spec[name].setdefault(key, tomlkit.table()).update(value)
                 else:
                     spec[name][key] = value
-    model = spec["model"]
-    widths = [width for width in model["buckets"] if width < model["window"]]
-    model["buckets"] = [*widths, model["window"]] if widths else []
-    count = spec["next_problems"]
-    count["count"] = min(count["count"], model["problems"])
+    if base == DEFAULT_SPEC:
+        model, count = spec["model"], spec["next_problems"]
+        widths = [width for width in model["buckets"] if width < model["window"]]
+        model["buckets"] = [*widths, model["window"]] if widths else []
+        count["count"] = min(count["count"], model["problems"])
     text, path = tomlkit.dumps(spec), folder / "spec.toml"
     wanted = _facts(text)
     if path.is_file():
@@ -228,16 +248,18 @@ def _derive(tables: list[dict[str, dict[str, Any]]], folder: Path) -> Path:
             console.print(f"{path} was changed since it was derived: used as it is", highlight=False, soft_wrap=True)
             return path
     stamp = {"sha256": _digest(text), "facts": wanted}
-    aside.write(path, f"{INTRODUCTION}{STAMP}{json.dumps(stamp)}\n{text}")
+    introduction = INTRODUCTION.format(base.name)
+    aside.write(path, f"{introduction}{STAMP}{json.dumps(stamp)}\n{text}")
     return path
 
 
 def _facts(text: str) -> dict[str, Any]:
     """What a derived spec owes to its checkpoint, data or network, by key: all else in it is a choice."""
     spec = tomlkit.parse(text).unwrap()
-    model = {f"model.{key}": spec["model"][key] for key in ("problems", "window")}
+    model = {f"model.{key}": spec["model"][key] for key in ("problems", "window") if key in spec["model"]}
+    model |= {f"sizes.{key}": value for key, value in spec.get("sizes", {}).items()}
     network = {f"network.{key}": value for key, value in spec["network"].items()}
-    return {**model, **network, "steps.core.device": spec["steps"]["core"].get("device", "cpu")}
+    return {**model, **network, "steps.core.device": spec.get("steps", {}).get("core", {}).get("device", "cpu")}
 
 
 def _split(text: str) -> tuple[dict[str, Any], str]:

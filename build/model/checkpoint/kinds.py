@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from build.model.checkpoint import module, onnx_file, reference, run, state
 from build.model.checkpoint.errors import CheckpointError, unreadable
+from ensemble.knowledge_tracing import narrowed
+from ensemble.sequence import Sequence
 from ensemble.spec import Spec
 from ensemble.tables import ModuleNetwork
 
@@ -42,7 +44,14 @@ def load(path: Path, spec: Spec) -> nn.Module:
     """
     if isinstance(spec.network, ModuleNetwork):
         return module.load(path, spec.network.factory)
-    return reference.load(path, spec)
+    if isinstance(spec, Sequence):
+        from build.model import preset
+
+        weights, made = state.read(path), preset.of(spec).create()
+        state.compare(path, weights, made.state_dict(), spec.network.type)
+        made.load_state_dict(weights)
+        return made.eval()
+    return reference.load(path, narrowed(spec))
 
 
 def load_network(path: Path, spec: Spec) -> Network:
@@ -53,7 +62,7 @@ def load_network(path: Path, spec: Spec) -> Network:
     """
     from build.model.network import Network
 
-    model = load(path, spec) if spec.network.type != "onnx" else None
+    model = load(path, narrowed(spec)) if spec.network.type != "onnx" else None
     if not isinstance(model, Network):
         raise CheckpointError(
             f"the demonstration compares with PyTorch's reference architectures; {path} is of type {spec.network.type}. "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from build.model.checkpoint import state as states
 from build.model.checkpoint.errors import CheckpointError
-from ensemble.spec import Spec
+from ensemble.knowledge_tracing import KnowledgeTracing
 
 if TYPE_CHECKING:  # at run time torch is imported where it is needed: to see that nothing changed takes only a digest
     import torch
@@ -46,7 +46,7 @@ def describe(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, dict[st
     return {"model": model, "network": network}
 
 
-def load(path: Path, spec: Spec) -> Network:
+def load(path: Path, spec: KnowledgeTracing) -> Network:
     """The spec's model with the checkpoint's weights, in evaluation mode.
 
     Raises:

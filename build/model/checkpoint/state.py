@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from build.aside import beside
 from build.model.checkpoint.errors import CheckpointError, unreadable
 from build.model.checkpoint.run import weights_file
-from ensemble.spec import Spec
+from ensemble.knowledge_tracing import KnowledgeTracing
 
 if TYPE_CHECKING:  # at run time torch is imported where it is needed: to see that nothing changed takes only a digest
     import torch
@@ -87,7 +87,7 @@ def compare(
     given: Mapping[str, torch.Tensor],
     wanted: Mapping[str, torch.Tensor],
     kind: str,
-    spec: Spec | None = None,
+    spec: KnowledgeTracing | None = None,
 ) -> None:
     """Hold the weights of a file against those of the model that they are for.
 

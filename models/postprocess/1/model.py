@@ -9,7 +9,7 @@ here too, and what is wrong with it is its own answer: what `execute` raises Tri
 
 Tensors are taken by their order in config.pbtxt, so the names stay the spec's business. Each comes with an axis of 1 behind
 the batch, which is dropped:
-    inputs   rows FP32 [batch, columns]; what the chain names, INT32 or INT64 [batch, any] as the client sent it; where the
+    inputs   rows FP32 [batch, ...]; what the chain names, INT32 or INT64 [batch, any] as the client sent it; where the
              core answers every row, rows FP32 [batch, window, columns] and at last lengths INT32 [batch]
     outputs  of the chain
 """
@@ -32,6 +32,8 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.contract = Contract.loads(parameters["contract"])
         self.chain = json.loads(parameters["chain"])
+        self.selects = "select" in parameters
+        self.allowed = {**self.contract.inputs, **self.contract.contexts}
 
     def execute(self, requests):
         return [self._respond(request) for request in requests]
@@ -53,14 +55,14 @@ class TritonPythonModel:
             for name, axes in self.inputs
         }
         name, rows = next(iter(given.items()))
-        if rows.ndim > 2:
+        if self.selects:
             last, lengths = list(given.items())[-1]
             rows = last_rows(rows, lengths.reshape(-1), (last, name), words)
         wrong = damage(rows, name, words.history)
         if wrong:
             return self._error(wrong, "INTERNAL")
-        for name in given.keys() & self.contract.inputs.keys():
-            check_ids(given[name], self.contract.inputs[name], name, words)
+        for name in given.keys() & self.allowed.keys():
+            check_ids(given[name], self.allowed[name], name, words)
         outputs = answer(self.chain, rows, given)
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, value) for name, value in zip(self.output_names, outputs)]

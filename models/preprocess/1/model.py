@@ -8,8 +8,8 @@ environment variable LASTROW_DRAIN names a file, requests are refused as soon as
 is about to stop finishes what it has and takes nothing new.
 
 Each input comes with an axis of 1 behind the batch, which is dropped:
-    inputs   of the contract, [batch, any, ...]
-    outputs  what the core gets, of the types in config.pbtxt: [batch, width, ...]; lengths INT32 [batch, 1]
+    inputs   of the contract, histories [batch, any, ...] and contexts [batch, ...]
+    outputs  what the core gets, of the types in config.pbtxt: [batch, width, ...]; of one number a history [batch, 1]
 """
 
 import collections
@@ -130,6 +130,8 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.name = config["name"]
         self.contract = Contract.loads(config["parameters"]["contract"]["string_value"])
+        shapes = {name: values.shape for name, values in self.contract.contexts.items()}
+        self.inputs = [(x["name"], len(x["dims"]), shapes.get(x["name"])) for x in config["input"]]
         self.types = {x["name"]: pb_utils.triton_string_to_numpy(x["data_type"]) for x in config["output"]}
         self.warming_up = len(config.get("model_warmup", []))  # requests of Triton's own, which nobody sent
         self.drain_file = os.environ.get(DRAIN)
@@ -161,10 +163,12 @@ class TritonPythonModel:
             return self._error(f"{self.name} failed at this request: {type(e).__name__}: {e}", "INTERNAL")
 
     def _answer(self, request):
-        inputs = {
-            name: batch_of(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), name, words=self.contract.words)
-            for name in self.contract.inputs
-        }
+        inputs = {}
+        for name, axes, shape in self.inputs:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is not None:  # an optional one may be missing
+                values = batch_of(tensor.as_numpy(), name, axes, self.contract.words)
+                inputs[name] = values[:, 0] if shape == () else values
         lengths = self.contract.check(inputs)
         if self.warming_up:
             self.warming_up -= 1

@@ -1,0 +1,1 @@
+"""Next item: which item a user takes next, from the items before it."""

@@ -1,0 +1,158 @@
+"""Knowledge tracing: a learner's history of problems and responses in, the probability of solving each problem out."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import model_validator
+
+from ensemble import tables
+from ensemble.contract import Contract, Source, Values, Words
+from ensemble.errors import SpecError
+from ensemble.spec import Answer, Core, Spec
+from ensemble.tables import (
+    CORE,
+    COUNTS,
+    INTEGER_ROLES,
+    INTEGERS,
+    POSTPROCESS,
+    PROPOSE,
+    Network,
+    NextProblems,
+    Tensor,
+    Tensors,
+)
+
+
+class Model(tables.Model):
+    """The served model. problems: how many there are, numbered from 0."""
+
+    problems: tables.Count
+
+
+class KnowledgeTracing(Spec):
+    """A served model of knowledge tracing."""
+
+    by_name: ClassVar[bool] = False
+    made_from: ClassVar[frozenset[str]] = Spec.made_from | {"tensors"}
+
+    model: Model
+    network: Network
+    next_problems: NextProblems
+    tensors: Tensors
+
+    @model_validator(mode="after")
+    def _types_are_served(self) -> KnowledgeTracing:
+        for role, tensor in self.tensors:
+            allowed = INTEGERS if role in INTEGER_ROLES else ("INT32",) if role in COUNTS else ("FP32",)
+            if tensor.dtype not in allowed:
+                raise ValueError(f"tensors.{role}.dtype is {tensor.dtype}; allowed is {' or '.join(allowed)}")
+            unknown = [size for size in tensor.shape if isinstance(size, str) and size not in self.sizes_by_name]
+            if unknown or tensor.optional:
+                said = (
+                    f"shape has {unknown[0]!r}; names in it are"
+                    if unknown
+                    else "optional is nothing a role can be; names are"
+                )
+                raise ValueError(f"tensors.{role}: {said} {', '.join(self.sizes_by_name)}")
+        return self
+
+    @model_validator(mode="after")
+    def _proposals_fit(self) -> KnowledgeTracing:
+        if self.next_problems.count > self.model.problems:
+            raise ValueError(
+                f"next_problems.count is {self.next_problems.count}, but there are only "
+                f"{self.model.problems} problems (model.problems)"
+            )
+        return self
+
+    @property
+    def sizes_by_name(self) -> dict[str, int]:
+        """Problems, the window and the number of proposals."""
+        window = -1 if len(self.model.widths) > 1 else self.model.window
+        return {"problems": self.model.problems, "window": window, "next": self.next_problems.count}
+
+    @property
+    def shortest_history(self) -> int:
+        """Interactions that a learner needs at least. Without the cut there is no row to answer a cold start from."""
+        return 0 if self.model.cold_start and self.reduce.where == "core" else 1
+
+    @property
+    def contract(self) -> Contract:
+        """What a request has to be, and what the core gets of it."""
+        t, problems = self.tensors, self.model.problems
+        return Contract(
+            inputs={
+                t.problem_ids.name: Values(problems, f"0 to {problems - 1}", "problem_id"),
+                t.responses.name: Values(2, "0 (wrong) and 1 (correct)", "response"),
+            },
+            core=(
+                Source(t.recent_problem_ids.name, t.problem_ids.name),
+                Source(t.recent_responses.name, t.responses.name),
+                Source(t.lengths.name, "lengths"),
+            ),
+            widths=self.model.widths,
+            shortest=self.shortest_history,
+            longest=self.batching.longest_history,
+            words=Words("learner", "learners", "interaction", "interactions"),
+        )
+
+    @property
+    def requested(self) -> tuple[Tensor, ...]:
+        """What a client sends, in the contract's order."""
+        return self.tensors.problem_ids, self.tensors.responses
+
+    @property
+    def fed(self) -> dict[str, Source]:
+        """Problem ids and responses."""
+        return dict(zip(("problem_ids", "responses"), self.contract.core, strict=False))
+
+    @property
+    def windows(self) -> tuple[Tensor, ...]:
+        """What the first step makes of it, in the contract's order; the last says how much of a window is valid."""
+        return self.tensors.recent_problem_ids, self.tensors.recent_responses, self.tensors.lengths
+
+    @property
+    def cores(self) -> tuple[Core, ...]:
+        """One, of the wanted row's logits, or of every row's where postprocess selects."""
+        if self.reduce.where == "core":
+            return (Core(CORE, self.windows, (self.tensors.logits,)),)
+        return (Core(CORE, self.windows[:-1], (self.tensors.all_logits,)),)
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """What clients can ask for; each is a step of its own, which runs only for those who do."""
+        t, wanted = self.tensors, self.next_problems
+        proposal: list[list[Any]] = [
+            ["sigmoid"],
+            # The request's own history, not the window: what was answered 600 interactions ago is answered all the same.
+            ["leave_out", t.problem_ids.name, 0],
+            ["nearest", wanted.target_success_rate, wanted.count],
+        ]
+        return (
+            Answer(POSTPROCESS, self.core_output, (t.probabilities,), [["sigmoid"]]),
+            Answer(
+                PROPOSE,
+                self.core_output,
+                (t.next_problem_ids, t.next_problem_probabilities),
+                proposal,
+                (t.problem_ids,),
+            ),
+        )
+
+
+Spec.kinds["tensors"] = KnowledgeTracing
+
+
+def narrowed(spec: Spec) -> KnowledgeTracing:
+    """The spec, of knowledge tracing.
+
+    Raises:
+        SpecError: it is of another kind of model.
+    """
+    if not isinstance(spec, KnowledgeTracing):
+        raise SpecError(
+            f"this is for knowledge tracing, and {spec.model.name} is another kind of model: give a spec with [tensors] as "
+            "SPEC="
+        )
+    return spec
