@@ -16,6 +16,7 @@ from rich.table import Table
 from ensemble.client import DEFAULT_URL, Client, Prediction, Tls
 from ensemble.command import run
 from ensemble.errors import LastrowError
+from ensemble.knowledge_tracing import narrowed
 from ensemble.learners.history import History, decode, read, read_text
 from ensemble.learners.vocabulary import Vocabulary
 from ensemble.lint import lint as lint_repository
@@ -51,7 +52,7 @@ def predict(
     certificate_chain: PemFile = None,
 ) -> None:
     """Predict for every learner in a file, and propose the next problems."""
-    described = Spec.read(spec)
+    described = narrowed(Spec.read(spec))
     count = described.next_problems.count if top is None else top
     if count > described.next_problems.count:
         raise LastrowError(
