@@ -359,3 +359,4 @@ def test_learners_may_be_mappings_and_are_told_from_histories(spec: Spec, small_
     np.testing.assert_array_equal(mapped["next_problem_ids"], learner.next_problem_ids)
     np.testing.assert_array_equal(mapped["next_problem_probabilities"], learner.next_problem_probabilities)
     assert cold["probabilities"].shape == (40,)
+    assert list(servicer.asked[2].inputs[0].shape) == [1, 1]  # without elements it could not say how many it is about
