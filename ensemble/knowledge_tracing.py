@@ -23,6 +23,8 @@ from ensemble.tables import (
     Tensors,
 )
 
+PROBABILITIES, NEXT_PROBLEMS = "probabilities", "next_problems"  # what clients call the answers
+
 
 class Model(tables.Model):
     """The served model. problems: how many there are, numbered from 0."""
@@ -130,8 +132,9 @@ class KnowledgeTracing(Spec):
             ["nearest", wanted.target_success_rate, wanted.count],
         ]
         return (
-            Answer(POSTPROCESS, self.core_output, (t.probabilities,), [["sigmoid"]]),
+            Answer(PROBABILITIES, POSTPROCESS, self.core_output, (t.probabilities,), [["sigmoid"]]),
             Answer(
+                NEXT_PROBLEMS,
                 PROPOSE,
                 self.core_output,
                 (t.next_problem_ids, t.next_problem_probabilities),
@@ -152,7 +155,7 @@ def narrowed(spec: Spec) -> KnowledgeTracing:
     """
     if not isinstance(spec, KnowledgeTracing):
         raise SpecError(
-            f"this is for knowledge tracing, and {spec.model.name} is another kind of model: give a spec with [tensors] as "
-            "SPEC="
+            f"this is for knowledge tracing, and {spec.model.name} is another kind of model: give a spec with [tensors], "
+            "as SPEC= or --spec"
         )
     return spec

@@ -279,7 +279,7 @@ class Sequence(Spec):
             seen = [link[1] for link in wanted.links if link[0] in ("leave_out", "at")]
             asked = tuple(tensor for tensor in self.requested if tensor.name in seen)
             step = f"{POSTPROCESS}_{wanted.name}" if number else POSTPROCESS
-            made.append(Answer(step, of, tuple(tensors), chain, asked))
+            made.append(Answer(wanted.name, step, of, tuple(tensors), chain, asked))
         return tuple(made)
 
     def _start(self, history: str) -> int:

@@ -26,9 +26,11 @@ DEFAULT_SPEC = Path(__file__).with_name("presets") / "knowledge_tracing.toml"
 class Answer(NamedTuple):
     """What a step makes of what the core answers.
 
-    of: what it reads of a core. chain: its links, as `ensemble.chain` has them. seen: inputs of a request that they name.
+    name: what clients call it. of: what it reads of a core. chain: its links, as `ensemble.chain` has them. seen: inputs of
+    a request that they name.
     """
 
+    name: str
     step: str
     of: Tensor
     tensors: tuple[Tensor, ...]

@@ -15,6 +15,7 @@ from tritonclient.grpc.model_config_pb2 import DataType as TritonDataType
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 from tritonclient.utils import triton_to_np_dtype
 
+from ensemble.interface import Interface
 from ensemble.spec import Answer, Core, Spec
 from ensemble.tables import PREPROCESS, Step, Tensor
 
@@ -137,6 +138,7 @@ def _ensemble(spec: Spec) -> ModelConfig:
     config = ModelConfig(name=spec.model.name, platform="ensemble", max_batch_size=spec.batching.max_batch_size)
     config.input.extend(_input(spec, tensor) for tensor in spec.requested)
     config.output.extend(_output(spec, tensor) for tensor in spec.answered)
+    _parameters(config, **Interface.of(spec).parameters)  # for clients, whom Triton tells of it
     for step in _steps(spec):
         # Every tensor has one name in the whole repository, so the wiring is the identity.
         config.ensemble_scheduling.step.add(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
-from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Status, Tls, Wanted
+from ensemble.client.channel import DEFAULT_URL, Tls
+from ensemble.client.knowledge_tracing import Prediction, Wanted
+from ensemble.client.protocol import Answers, Chosen, Given, Protocol, Status
 from ensemble.client.retry import Retry, check_open
+from ensemble.interface import Interface
 from ensemble.learners.history import History
 from ensemble.spec import Spec
 
@@ -36,11 +39,12 @@ class AsyncClient(Protocol):
         url: str = DEFAULT_URL,
         *,
         spec: Spec | None = None,
+        model: str | None = None,
         deadline_s: float = 10.0,
         retries: int = 3,
         tls: Tls | None = None,
     ) -> None:
-        super().__init__(url, spec, deadline_s, retries, tls)
+        super().__init__(url, spec, model, deadline_s, retries, tls)
         self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
 
     async def __aenter__(self) -> AsyncClient:
@@ -67,27 +71,38 @@ class AsyncClient(Protocol):
     async def predict(self, history: History, **wanted: Unpack[Wanted]) -> Prediction: ...
     @overload
     async def predict(self, history: Iterable[History], **wanted: Unpack[Wanted]) -> list[Prediction]: ...
+    @overload
+    async def predict(self, history: Given, **wanted: Unpack[Chosen]) -> Answers: ...
+    @overload
+    async def predict(self, history: Iterable[Given], **wanted: Unpack[Chosen]) -> list[Answers]: ...
     async def predict(
         self,
-        history: History | Iterable[History],
+        history: History | Given | Iterable[History] | Iterable[Given],
         *,
+        answers: str | Sequence[str] | None = None,
         probabilities: bool = True,
         next_problems: bool = False,
         deadline_s: float | None = None,
-    ) -> Prediction | list[Prediction]:
+    ) -> Prediction | Answers | list[Prediction] | list[Answers]:
         """As Client.predict."""
-        histories = self.histories(history)
+        given = self.listed(history)
         deadline = self.deadline(deadline_s)
-        requests = list(self.requests(histories, probabilities, next_problems))
+        interface = await self._known(deadline)
+        call = self.call(interface, given, probabilities, next_problems, answers)
+        requests = list(call.requests)
         calls = [asyncio.ensure_future(self._call("ModelInfer", r.message, self.retry(deadline, r))) for r in requests]
         try:
-            answers = await asyncio.gather(*calls)
+            replies = await asyncio.gather(*calls)
         finally:
-            for call in calls:
-                call.cancel()
+            for each in calls:
+                each.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-        predictions = self.predictions(histories, list(map(self.arrays, answers, requests)))
-        return predictions[0] if isinstance(history, History) else predictions
+        result: Any = call.result([self.arrays(interface, *pair) for pair in zip(replies, requests, strict=True)])
+        return result
+
+    async def interface(self) -> Interface:
+        """As Client.interface."""
+        return await self._known(self.deadline(None))
 
     async def status(self) -> Status:
         """As Client.status."""
@@ -95,6 +110,12 @@ class AsyncClient(Protocol):
         for method, message in self.questions(answers):
             answers[method] = await self._call(method, message, self.retry(deadline))
         return Status.of(answers)
+
+    async def _known(self, deadline: float) -> Interface:
+        if self._interface is None:
+            self.learn(await self._call("ModelConfig", self.question(), self.retry(deadline)))
+        assert self._interface is not None
+        return self._interface
 
     async def _call(self, method: str, message: Any, retry: Retry) -> Any:
         while True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,9 +12,12 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2_grpc
 
-from ensemble.client.protocol import DEFAULT_URL, Prediction, Protocol, Request, Status, Tls, Wanted
+from ensemble.client.channel import DEFAULT_URL, Tls
+from ensemble.client.knowledge_tracing import Prediction, Wanted
+from ensemble.client.protocol import Answers, Chosen, Given, Protocol, Request, Status
 from ensemble.client.retry import Retry, failure
 from ensemble.client.shared_memory import SharedMemory
+from ensemble.interface import Interface
 from ensemble.learners.history import History
 from ensemble.spec import Spec
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 class Client(Protocol):
     """A blocking client; one channel for its whole life, which threads may share.
 
+    It knows the model by its spec [default: the preset of knowledge tracing], or by its name alone: model="sasrec", of which
+    the server says the rest.
+
     With shared_memory, on the server's host, tensors do not go through the socket; such a client has one call at a time,
     and refuses another thread's meanwhile.
 
@@ -32,12 +38,15 @@ class Client(Protocol):
         with Client("127.0.0.1:8001") as client:
             answer = client.predict(History("ada", [17, 4, 4], [1, 0, 1]), next_problems=True)
             answer.probabilities[17], answer.next_problem_ids
+        with Client("127.0.0.1:8001", model="sasrec") as client:
+            client.predict({"item_ids": [5, 9, 3]})["scores"]
 
     Raises, from predict and status:
         InvalidRequestError: the server refused the request, or the client did; its message says what is allowed.
         DeadlineExceededError: deadline_s, in seconds and for all tries together, is over; math.inf: there is none.
         UnavailableError: the server cannot be reached or sheds load, after `retries` more tries.
         HistoryError: what was given is neither a History nor several of them in order.
+        SpecError: the server does not say what the model takes, and the client has no spec.
         ClosedClientError: the client was closed, perhaps meanwhile, by another thread.
         ServingError: anything else the server answers.
     """
@@ -47,18 +56,20 @@ class Client(Protocol):
         url: str = DEFAULT_URL,
         *,
         spec: Spec | None = None,
+        model: str | None = None,
         deadline_s: float = 10.0,
         retries: int = 3,
         tls: Tls | None = None,
         shared_memory: bool = False,
     ) -> None:
-        super().__init__(url, spec, deadline_s, retries, tls)
+        super().__init__(url, spec, model, deadline_s, retries, tls)
         self._channel = self._connect()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._memory = SharedMemory(url, self.spec) if shared_memory else None
-        if self._memory is not None:
+        self._memory: SharedMemory | None = None
+        if shared_memory:
             try:
                 retry = self.retry(self.deadline(None))
+                self._memory = SharedMemory(url, self._known(retry.deadline))
                 self._try(functools.partial(self._memory.open, self._stub, retry.deadline), retry)
             except BaseException:
                 self.close()
@@ -87,26 +98,50 @@ class Client(Protocol):
     def predict(self, history: History, **wanted: Unpack[Wanted]) -> Prediction: ...
     @overload
     def predict(self, history: Iterable[History], **wanted: Unpack[Wanted]) -> list[Prediction]: ...
+    @overload
+    def predict(self, history: Given, **wanted: Unpack[Chosen]) -> Answers: ...
+    @overload
+    def predict(self, history: Iterable[Given], **wanted: Unpack[Chosen]) -> list[Answers]: ...
     def predict(
         self,
-        history: History | Iterable[History],
+        history: History | Given | Iterable[History] | Iterable[Given],
         *,
+        answers: str | Sequence[str] | None = None,
         probabilities: bool = True,
         next_problems: bool = False,
         deadline_s: float | None = None,
-    ) -> Prediction | list[Prediction]:
-        """Ask for one learner, or for many of unequal history; only what is asked for is computed and sent.
+    ) -> Prediction | Answers | list[Prediction] | list[Answers]:
+        """Ask for one history, or for many of unequal length; only what is asked for is computed and sent.
+
+        A mapping by input name is any model's; probabilities and next_problems are for a History, answers for mappings.
 
         Example:
             client.predict(history).probabilities                        # FP32 [problems]
             client.predict([ada, bob], probabilities=False, next_problems=True)[1].next_problem_ids
+            client.predict({"item_ids": [5, 9, 3]}, answers="next_items")["next_items_ids"]  # INT32 [at most k]
+
+        Args:
+            answers: their names [default: the first that the model has].
+
+        Returns:
+            A Prediction for a History, for a mapping the answers' tensors by name, without padding; lists of them for lists.
         """
-        histories = self.histories(history)
+        given = self.listed(history)
         deadline = self.deadline(deadline_s)
-        requests = self.requests(histories, probabilities, next_problems, carried=self._memory is None)
+        interface = self._known(deadline)
+        wanted = (probabilities, next_problems, answers)
+        call = self.call(interface, given, *wanted, carried=self._memory is None)
         with contextlib.nullcontext() if self._memory is None else self._memory.call():
-            predictions = self.predictions(histories, [self._ask(request, deadline) for request in requests])
-        return predictions[0] if isinstance(history, History) else predictions
+            result: Any = call.result([self._ask(request, interface, deadline) for request in call.requests])
+        return result
+
+    def interface(self) -> Interface:
+        """What the model takes and answers; a client that has no spec asks the server, once.
+
+        Raises:
+            SpecError: the server's configuration does not say it.
+        """
+        return self._known(self.deadline(None))
 
     def status(self) -> Status:
         """Whether the server lives, and whether it and the model are ready.
@@ -119,14 +154,19 @@ class Client(Protocol):
             answers[method] = self._call(method, message, self.retry(deadline))
         return Status.of(answers)
 
-    def _ask(self, request: Request, deadline: float) -> list[np.ndarray | None]:
+    def _known(self, deadline: float) -> Interface:
+        if self._interface is None:
+            self.learn(self._call("ModelConfig", self.question(), self.retry(deadline)))
+        assert self._interface is not None
+        return self._interface
+
+    def _ask(self, request: Request, interface: Interface, deadline: float) -> dict[str, np.ndarray]:
         memory, retry = self._memory, self.retry(deadline, request)
         if memory is None:
-            return self.arrays(self._call("ModelInfer", request.message, retry), request)
-        given = (request.message, request.values, request.learners)
-        return self.arrays(
-            self._try(functools.partial(memory.infer, self._stub, *given, deadline), retry), request, memory.read
-        )
+            return self.arrays(interface, self._call("ModelInfer", request.message, retry), request)
+        given = (request.message, request.values, request.shapes)
+        answer = self._try(functools.partial(memory.infer, self._stub, *given, deadline), retry)
+        return self.arrays(interface, answer, request, memory.read)
 
     def _call(self, method: str, message: Any, retry: Retry) -> Any:
         call = getattr(self._stub, method)

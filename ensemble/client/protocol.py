@@ -6,51 +6,29 @@ Messages are written here and not by tritonclient's client, whose objects around
 from __future__ import annotations
 
 import itertools
-import re
-import reprlib
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
-import grpc
 import numpy as np
+import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
+from ensemble.client import knowledge_tracing as learners
+from ensemble.client.batch import batches
+from ensemble.client.channel import Tls, credentials, endpoint, limits
 from ensemble.client.retry import Retry, count, seconds
 from ensemble.contract import PADDING
-from ensemble.errors import HistoryError, InvalidRequestError, ServingError
-from ensemble.learners.history import History, pad
+from ensemble.errors import InvalidRequestError, ServingError, SpecError
+from ensemble.interface import Answered, Interface
+from ensemble.learners.history import History
 from ensemble.spec import Spec
-from ensemble.tables import Tensor
 
 Message, Answer = service_pb2.ModelInferRequest, service_pb2.ModelInferResponse
-ENVELOPE = 64 * 1024  # bytes of a message beside its tensors
-DEFAULT_URL = "127.0.0.1:8001"
-RESOLVERS = ("dns", "unix", "unix-abstract", "vsock", "ipv4", "ipv6", "xds")  # gRPC's own schemes of a URL
-LARGEST_MESSAGE = 2**31 - 1  # bytes; gRPC's own limit
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One learner's answer; what was not asked for is None.
-
-    Example:
-        answer.probabilities[17]         # 0.42: the chance of answering problem 17
-        answer.next_problem_ids[0]       # the problem to give next
-
-    probabilities: FP32 [problems], P(correct) for every problem after the whole history.
-    next_problem_ids, next_problem_probabilities: INT32 and FP32 [at most k], nearest to the target success rate first.
-    """
-
-    learner: str
-    probabilities: np.ndarray | None
-    next_problem_ids: np.ndarray | None
-    next_problem_probabilities: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -71,151 +49,221 @@ class Status:
         return cls(live.live, ready.ready, model.ready, answers["ServerMetadata"].version, tuple(versions))
 
 
-@dataclass(frozen=True)
-class Tls:
-    """Encrypted transport. Without root_certificates the system's are used; key and chain are for mutual TLS.
-
-    Example:
-        Client("triton.example:8001", tls=Tls(root_certificates=Path("ca.pem")))
-    """
-
-    root_certificates: Path | None = None
-    private_key: Path | None = None
-    certificate_chain: Path | None = None
+Given = Mapping[str, npt.ArrayLike]  # a history's inputs by name
+Answers = dict[str, np.ndarray]  # its answers' tensors by name
 
 
-class Wanted(TypedDict, total=False):
-    """The options of `predict`, as type checkers see them."""
+class Chosen(TypedDict, total=False):
+    """The options of `predict` for mappings, as type checkers see them."""
 
-    probabilities: bool
-    next_problems: bool
+    answers: str | Sequence[str] | None
     deadline_s: float | None
 
 
 @dataclass(frozen=True)
 class Request:
-    """A message for so many learners from number `first` on. values: of its inputs, where it does not carry them."""
+    """A message for so many histories, of which the first has the number `first` in the call.
+
+    shapes: [histories, ...] of what it asks for. values: of its inputs, where the message does not carry them.
+    """
 
     first: int
-    learners: int
+    histories: int
     message: service_pb2.ModelInferRequest
+    shapes: Mapping[str, list[int]]
     values: Sequence[np.ndarray] = ()
 
 
-class Protocol:
-    """What both clients know: the spec, the deadline, the retries, and how to speak with the ensemble."""
+class Call(NamedTuple):
+    """One call of `predict`: its requests, and what their answers' arrays by name amount to."""
 
-    def __init__(self, url: str, spec: Spec | None, deadline_s: float, retries: int, tls: Tls | None) -> None:
-        self.url = _endpoint(url)
-        self.spec = spec or Spec.read()
+    requests: Iterable[Request]
+    result: Callable[[list[dict[str, np.ndarray]]], Any]
+
+
+class Protocol:
+    """What both clients know: the model's interface, the deadline, the retries, and how to speak with the ensemble."""
+
+    def __init__(
+        self, url: str, spec: Spec | None, model: str | None, deadline_s: float, retries: int, tls: Tls | None
+    ) -> None:
+        self.url = endpoint(url)
+        if spec is not None and model is not None:
+            raise InvalidRequestError(f"spec and model={model!r} are both given; give one of them", "INVALID_ARGUMENT")
+        self._spec = Spec.read() if spec is None and model is None else spec
+        self._interface = None if self._spec is None else Interface.of(self._spec)
+        self.model = model if self._spec is None else self._spec.model.name
         self.deadline_s = seconds(deadline_s)
         self.retries = count(retries)
         self._closed = threading.Event()  # set by another thread, perhaps, while a call is under way
-        self._credentials = _credentials(tls)
-        self._limits = _limits(self.spec)
-        self._outputs = self.spec.answered
-        self._dims = {tensor.name: self.spec.dims(tensor) for tensor in self._outputs}
+        self._credentials = credentials(tls)
+        self._limits = limits(self._interface)
+        self._word = self._interface.contract.words.history if self._interface else "history"
         # Every request has a name of its own: the server's log says it where it refuses one, and so does the error here.
         self._name, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
-        self._types = {t.name: triton_to_np_dtype(t.dtype) for t in (*self.spec.requested, *self.spec.answered)}
+
+    @property
+    def spec(self) -> Spec:
+        """What the client was made with.
+
+        Raises:
+            SpecError: a model's name; its interface is all that is known.
+        """
+        if self._spec is None:
+            raise SpecError(f"this client was given the name of {self.model} and no spec; ask it for interface()")
+        return self._spec
 
     @staticmethod
-    def histories(given: object) -> list[History]:
-        """What a call is given, as the histories that it is about; one alone counts as several of one."""
-        if isinstance(given, History):
-            return [given]
-        if isinstance(given, (str, Mapping, Set)) or not isinstance(given, Iterable):
-            raise HistoryError(
-                f"a History or a list of them is needed; {reprlib.repr(given)} is of type {type(given).__name__}"
-            )
-        histories = list(given)
-        for position, history in enumerate(histories):
-            if not isinstance(history, History):
-                raise HistoryError(
-                    f"histories at position {position} is {reprlib.repr(history)}; needed is a History, made with "
-                    "History(learner, problem_ids, responses)"
-                )
-        return histories
+    def listed(given: object) -> object:
+        """What `predict` is given, read: as a list, if it is about several histories."""
+        if isinstance(given, Iterable) and not isinstance(given, (str, Mapping, Set)):
+            return list(given)
+        return given
 
-    def requests(
+    def call(
         self,
-        histories: Sequence[History],
+        interface: Interface,
+        given: object,
         probabilities: bool,
         next_problems: bool,
+        answers: str | Sequence[str] | None,
         carried: bool = True,
-    ) -> Iterator[Request]:
-        """One request for every max_batch_size learners. carried: whether the messages have the values in them."""
-        tensors, size = self.spec.tensors, self.spec.batching.max_batch_size
-        wanted = [
-            tensor.name
-            for tensor in self._outputs
-            if (probabilities if tensor is tensors.probabilities else next_problems)
-        ]
-        if not wanted:
-            raise InvalidRequestError("nothing is asked for; set probabilities or next_problems", "INVALID_ARGUMENT")
-        for start in range(0, len(histories), size):
-            given = {
-                tensor.name: value.astype(self._types[tensor.name], copy=False)
-                for tensor, value in zip(self.spec.requested, pad(histories[start : start + size]), strict=True)
-            }
-            message = Message(
-                model_name=self.spec.model.name,
-                id=f"{self._name}-{next(self._numbers)}",
-                inputs=[
-                    Message.InferInputTensor(name=tensor.name, datatype=tensor.dtype, shape=given[tensor.name].shape)
-                    for tensor in self.spec.requested
-                ],
-                outputs=[Message.InferRequestedOutputTensor(name=name) for name in wanted],
+    ) -> Call:
+        """What a call of `predict` asks, of what `listed` gives. carried: whether the messages have the values in them."""
+        if answers is not None or _has_names(given) or not learners.is_taken(interface):
+            if (probabilities, next_problems) != (True, False):
+                raise InvalidRequestError(
+                    "probabilities and next_problems are for a History; choose answers, of "
+                    f"{', '.join(answer.name for answer in interface.answers)}",
+                    "INVALID_ARGUMENT",
+                )
+            return self._of_mappings(interface, given, answers, carried)
+        histories = learners.histories_of(given)
+
+        def requests() -> Iterator[Request]:
+            wanted = learners.outputs(interface, probabilities, next_problems)
+            for first, arrays in learners.batches(histories, interface):
+                yield self._request(interface, first, arrays, wanted, carried)
+
+        def result(arrays: list[dict[str, np.ndarray]]) -> Any:
+            predictions = learners.predictions(histories, arrays, interface)
+            return predictions if isinstance(given, list) else predictions[0]
+
+        return Call(requests(), result)
+
+    def _of_mappings(
+        self, interface: Interface, given: object, answers: str | Sequence[str] | None, carried: bool
+    ) -> Call:
+        histories = given if isinstance(given, list) else [given]
+        wanted = _wanted(interface, answers)
+        made = batches(histories, interface)
+        for batch in made:
+            lacking = next((answer for answer in wanted if answer.at and answer.at not in batch.arrays), None)
+            if lacking is not None:
+                raise InvalidRequestError(
+                    f"{lacking.name} is about {lacking.at}, which {interface.contract.words.history} {batch.numbers[0]} has "
+                    "not",
+                    "INVALID_ARGUMENT",
+                )
+        names = [name for answer in wanted for name in answer.tensors]
+        requests = [self._request(interface, batch.numbers[0], batch.arrays, names, carried) for batch in made]
+
+        def result(arrays: list[dict[str, np.ndarray]]) -> Any:
+            found: dict[int, dict[str, np.ndarray]] = {}
+            for batch, answered in zip(made, arrays, strict=True):
+                for row, number in enumerate(batch.numbers):
+                    found[number] = _share(answered, row, wanted, batch.given[row])
+            several = [found[number] for number in range(len(histories))]
+            return several if isinstance(given, list) else several[0]
+
+        return Call(requests, result)
+
+    def _request(
+        self, interface: Interface, first: int, arrays: Mapping[str, np.ndarray], wanted: Sequence[str], carried: bool
+    ) -> Request:
+        inputs = [tensor for tensor in interface.inputs if tensor.name in arrays]
+        contexts = interface.contract.contexts
+        # Triton knows no single number a history: a context of one is [batch, 1].
+        values = [
+            (arrays[t.name][:, None] if t.name in contexts and not contexts[t.name].shape else arrays[t.name]).astype(
+                triton_to_np_dtype(t.dtype), copy=False
             )
-            values = tuple(given.values())
-            learners = len(values[0])
-            if carried:
-                message.raw_input_contents.extend(value.tobytes() for value in values)
-            yield Request(start, learners, message, () if carried else values)
+            for t in inputs
+        ]
+        message = Message(
+            model_name=interface.name,
+            id=f"{self._name}-{next(self._numbers)}",
+            inputs=[
+                Message.InferInputTensor(name=tensor.name, datatype=tensor.dtype, shape=value.shape)
+                for tensor, value in zip(inputs, values, strict=True)
+            ],
+            outputs=[Message.InferRequestedOutputTensor(name=name) for name in wanted],
+        )
+        lengths = {
+            name: arrays[answer.at].shape[1]
+            for answer in interface.answers
+            for name in answer.tensors
+            if answer.at is not None and answer.at in arrays
+        }
+        shapes = {
+            tensor.name: [len(values[0]), *(lengths.get(tensor.name, -1) if d == -1 else int(d) for d in tensor.shape)]
+            for tensor in interface.outputs
+            if tensor.name in wanted
+        }
+        if carried:
+            message.raw_input_contents.extend(value.tobytes() for value in values)
+        return Request(first, len(values[0]), message, shapes, () if carried else values)
 
     def arrays(
         self,
+        interface: Interface,
         answer: service_pb2.ModelInferResponse,
         request: Request,
-        read: Callable[[Tensor, int], np.ndarray] | None = None,
-    ) -> list[np.ndarray | None]:
-        """A reply's probabilities, next problems and their probabilities, [learners, ...]; None if not asked for.
+        read: Callable[[str, Sequence[int]], np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What a reply has of the tensors asked for, [histories, ...] by name.
 
-        read: a tensor of so many learners, where the message does not carry them.
+        read: a tensor of this name and shape, where the message does not carry it.
         """
         found = {output.name: (number, output) for number, output in enumerate(answer.outputs)}
-        asked = {output.name for output in request.message.outputs}
-        arrays: list[np.ndarray | None] = []
-        for tensor in self._outputs:
-            if tensor.name not in asked:
-                arrays.append(None)
+        arrays: dict[str, np.ndarray] = {}
+        elsewhere = {output.name for output in request.message.outputs if output.parameters}
+        for tensor in interface.outputs:
+            shape = request.shapes.get(tensor.name)
+            if shape is None:
                 continue
             number, output = found.get(tensor.name, (0, Answer.InferOutputTensor()))
-            shape = [request.learners, *self._dims[tensor.name]]
-            if output.datatype != tensor.dtype or output.shape != shape:
+            fits = len(output.shape) == len(shape) and all(
+                wanted in (-1, given) for wanted, given in zip(shape, output.shape, strict=True)
+            )
+            if output.datatype != tensor.dtype or not fits:
+                by, remedy = "the spec", "Give the client the spec that the server was built from"
+                if self._spec is None:
+                    by, remedy = "its configuration", "The model was changed meanwhile: make a new client"
+                given = f"{output.datatype or 'nothing'} {list(output.shape)}"
                 raise ServingError(
-                    f"{self.url} answered {tensor.name} as {output.datatype or 'nothing'} {list(output.shape)}; by the spec "
-                    f"it is {tensor.dtype} {shape}. Give the client the spec that the server was built from",
+                    f"{self.url} answered {tensor.name} as {given}; by {by} it is {tensor.dtype} {shape}. {remedy}",
                     "FAILED_PRECONDITION",
                 )
-            if read is None:
-                content = answer.raw_output_contents[number]
-                arrays.append(np.frombuffer(content, self._types[tensor.name]).reshape(shape))
+            if read is not None and tensor.name in elsewhere:
+                arrays[tensor.name] = read(tensor.name, shape)
             else:
-                arrays.append(read(tensor, request.learners))
+                content = answer.raw_output_contents[number]
+                arrays[tensor.name] = np.frombuffer(content, triton_to_np_dtype(tensor.dtype)).reshape(output.shape)
         return arrays
 
-    def predictions(self, histories: Sequence[History], answers: Sequence[list[np.ndarray | None]]) -> list[Prediction]:
-        """Every learner's share of the answers' arrays, in the histories' order."""
-        shares: list[tuple[Any, ...]] = []
-        for arrays in answers:
-            learners = next(len(array) for array in arrays if array is not None)
-            shares += zip(*(array if array is not None else [None] * learners for array in arrays), strict=True)
-        return [_prediction(h.learner, *share) for h, share in zip(histories, shares, strict=True)]
+    def question(self) -> Any:
+        """The message of gRPC's ModelConfig, whose answer `learn` takes."""
+        return service_pb2.ModelConfigRequest(name=self.model)
+
+    def learn(self, answer: Any) -> None:
+        """Take what the server says that the model takes and answers."""
+        self._interface = Interface.of_config(answer.config)
+        self._word = self._interface.contract.words.history
 
     def questions(self, answers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """What `status` asks in turn: gRPC's method and its message; each answer is put into `answers` by its method."""
-        name = self.spec.model.name
+        name = self.model
         yield "ServerLive", service_pb2.ServerLiveRequest()
         yield "ServerReady", service_pb2.ServerReadyRequest()
         yield "ModelReady", service_pb2.ModelReadyRequest(name=name)
@@ -229,63 +277,45 @@ class Protocol:
 
     def retry(self, deadline: float, request: Request | None = None) -> Retry:
         """The tries of one call."""
-        named = (request.message.id, request.first) if request else ("", 0)
+        named = ("", 0, "") if request is None else (request.message.id, request.first, self._word)
         return Retry(self.url, self._closed, self.retries, deadline, named)
 
 
-def _endpoint(url: object) -> str:
-    """The URL, if gRPC takes it for what was meant."""
-    example = f"give host:port of the server's gRPC endpoint, e.g. {DEFAULT_URL}"
-    if not isinstance(url, str):
-        raise InvalidRequestError(f"the URL is {url!r}; {example}", "INVALID_ARGUMENT")
-    scheme, named, _ = url.partition("://")
-    if named and scheme not in RESOLVERS:
-        raise InvalidRequestError(f"the URL is {url!r}; {example}, without {scheme}://", "INVALID_ARGUMENT")
-    if url.partition(":")[0] not in RESOLVERS and not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", url):
-        raise InvalidRequestError(f"the URL is {url!r}; {example}", "INVALID_ARGUMENT")
-    return url
+def _has_names(given: object) -> bool:
+    """Whether a call is about mappings by input name."""
+    if isinstance(given, list):
+        return bool(given) and isinstance(given[0], Mapping)
+    return isinstance(given, Mapping) and not any(isinstance(value, History) for value in given.values())
 
 
-def _limits(spec: Spec) -> list[tuple[str, int]]:
-    """gRPC's limits on a message, in bytes: the largest request and the largest answer that the spec allows."""
-    learners = spec.batching.max_batch_size
-    given = [(tensor, spec.batching.longest_history) for tensor in spec.requested]
-    taken = [(tensor, spec.dims(tensor)[0]) for tensor in spec.answered]
-    sent, received = (
-        learners * sum(length * np.dtype(triton_to_np_dtype(tensor.dtype)).itemsize for tensor, length in lengths)
-        for lengths in (given, taken)
-    )
-    return [
-        ("grpc.max_send_message_length", min(sent + ENVELOPE, LARGEST_MESSAGE)),
-        ("grpc.max_receive_message_length", min(received + ENVELOPE, LARGEST_MESSAGE)),
-    ]
-
-
-def _credentials(tls: Tls | None) -> grpc.ChannelCredentials | None:
-    if tls is None:
-        return None
-    contents: list[bytes | None] = []
-    for name in ("root_certificates", "private_key", "certificate_chain"):
-        path = getattr(tls, name)
-        try:
-            content = None if path is None else Path(path).read_bytes()
-        except OSError as e:
-            message = f"TLS: cannot read the {name} file {path}: {e.strerror}"
-            raise InvalidRequestError(message, "INVALID_ARGUMENT") from e
-        if content is not None and b"-----BEGIN " not in content:
-            raise InvalidRequestError(f"TLS: the {name} file {path} has nothing in PEM format", "INVALID_ARGUMENT")
-        contents.append(content)
-    if (contents[1] is None) != (contents[2] is None):  # gRPC ends the process
+def _wanted(interface: Interface, answers: str | Sequence[str] | None) -> list[Answered]:
+    """The answers of these names; the first where none is named."""
+    if answers is None:
+        return [interface.answers[0]]
+    named = [answers] if isinstance(answers, str) else list(answers)
+    found = [interface.answer(name) for name in dict.fromkeys(named)]
+    wanted = [answer for answer in found if answer is not None]
+    if not wanted or len(wanted) < len(found):
+        unknown = next((name for name in named if interface.answer(name) is None), None)
         raise InvalidRequestError(
-            "TLS: private_key and certificate_chain go together; give both, or neither", "INVALID_ARGUMENT"
+            f"{'nothing is asked for' if unknown is None else f'answers has {unknown!r}'}; {interface.name} has "
+            f"{', '.join(answer.name for answer in interface.answers)}",
+            "INVALID_ARGUMENT",
         )
-    return grpc.ssl_channel_credentials(*contents)
+    return wanted
 
 
-def _prediction(
-    learner: str, probabilities: np.ndarray | None, ids: np.ndarray | None, chances: np.ndarray | None
-) -> Prediction:
-    if ids is not None and chances is not None:
-        proposed = ids != PADDING  # the server fills up where fewer problems are unanswered
-        ids, chances = ids[proposed], chances[proposed]
-    return Prediction(learner, probabilities, ids, chances)
+def _share(
+    arrays: Mapping[str, np.ndarray], row: int, wanted: Sequence[Answered], given: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """One history's part of a reply, without padding."""
+    share: dict[str, np.ndarray] = {}
+    for answer in wanted:
+        own = [arrays[name][row] for name in answer.tensors]
+        if answer.picks:
+            picked = own[0] != PADDING  # the server fills up where a history leaves fewer columns
+            own = [values[picked] for values in own]
+        elif answer.at is not None:
+            own = [values[: len(given[answer.at])] for values in own]
+        share.update(zip(answer.tensors, own, strict=True))
+    return share

@@ -41,14 +41,14 @@ class Retry:
     Attributes:
         url: who is asked. closed: set by another thread, perhaps, while the call is under way.
         retries: tries after the first, at most. deadline: on the monotonic clock, of all tries together.
-        request: its name in the server's log, and the number of its first learner in the call.
+        request: its name in the server's log, the number of its first history in the call, and what a history is called.
     """
 
     url: str
     closed: threading.Event
     retries: float
     deadline: float
-    request: tuple[str, int] = ("", 0)
+    request: tuple[str, int, str] = ("", 0, "")
     tries: int = 0
 
     @property
@@ -83,8 +83,8 @@ def check_open(url: str, closed: threading.Event, error: BaseException | None = 
         raise ClosedClientError(f"this client of {url} is closed; make a new one") from error
 
 
-def failure(url: str, error: grpc.RpcError, name: str = "", first: int = 0) -> ServingError:
-    """The project's error for gRPC's. The server counts a request's learners from 0, which is number `first` of the call."""
+def failure(url: str, error: grpc.RpcError, name: str = "", first: int = 0, history: str = "history") -> ServingError:
+    """The project's error for gRPC's. The server counts a request's histories from 0: number `first` of the call."""
     status, text = error.code().name, error.details()
     named = f" (request {name})" if name else ""
     if unavailable(error):
@@ -93,7 +93,7 @@ def failure(url: str, error: grpc.RpcError, name: str = "", first: int = 0) -> S
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceededError(f"{url} did not answer in time: {text}{named}", status)
     if status == "INVALID_ARGUMENT":
-        counted = f" (learner 0 of this request is number {first} of the call)" if first else ""
+        counted = f" ({history} 0 of this request is number {first} of the call)" if first else ""
         return InvalidRequestError(text + counted + named, status)
     return ServingError(f"{url}: {text}{named}", status)
 

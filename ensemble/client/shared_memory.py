@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.shared_memory import SharedMemory as Region
 from typing import Any
 
@@ -18,8 +19,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 from ensemble.client.retry import remaining
 from ensemble.errors import ServingError, UnavailableError
-from ensemble.spec import Spec
-from ensemble.tables import Tensor
+from ensemble.interface import Interface, size
 
 CLOSING_S = 5.0  # a server that does not answer keeps its view of the memory until it ends
 LOOK_AGAIN_S = 0.02
@@ -37,22 +37,23 @@ class SharedMemory:
     server may still read and write them, so the next one gets others, and these are taken back when it is done with them.
     """
 
-    def __init__(self, url: str, spec: Spec) -> None:
-        learners = spec.batching.max_batch_size
+    def __init__(self, url: str, interface: Interface) -> None:
+        histories = interface.max_batch_size
         self._url = url
-        self._spec = spec
         self._call = threading.Lock()
         self._regions: list[tuple[str, Region]] = []
         self._retired: list[str] = []
         # Twice the window, since clients send whole histories; what is longer travels over the socket.
-        self._room = sum(_bytes(tensor, learners * 2 * spec.model.window) for tensor in spec.requested)
+        longest = 2 * interface.contract.widths[-1]
+        self._room = histories * sum(size(tensor, longest) for tensor in interface.inputs)
         self._offsets: dict[str, int] = {}
-        self._sizes: dict[str, int] = {}  # bytes a learner
+        self._sizes: dict[str, int] = {}  # bytes of a full batch
+        self._types = {tensor.name: np.dtype(triton_to_np_dtype(tensor.dtype)) for tensor in interface.outputs}
         self._end = 0
-        for tensor in spec.answered:
+        for tensor in interface.outputs:
             self._offsets[tensor.name] = self._end
-            self._sizes[tensor.name] = _bytes(tensor, spec.dims(tensor)[0])
-            self._end += learners * self._sizes[tensor.name]
+            self._sizes[tensor.name] = histories * size(tensor, longest)
+            self._end += self._sizes[tensor.name]
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
@@ -94,10 +95,14 @@ class SharedMemory:
         stub: Any,
         message: service_pb2.ModelInferRequest,
         values: Sequence[np.ndarray],
-        learners: int,
+        shapes: Mapping[str, Sequence[int]],
         deadline: float,
     ) -> service_pb2.ModelInferResponse:
-        """Ask once, or once more where the server has lost the regions. values: of the message's inputs.
+        """Ask once, or once more where the server has lost the regions.
+
+        Args:
+            values: of the message's inputs.
+            shapes: of what it asks for, by name.
 
         Raises:
             What `open` does, and grpc.RpcError.
@@ -105,19 +110,17 @@ class SharedMemory:
         known = bool(self._regions)
         try:
             self.open(stub, deadline)
-            self._place(message, values, learners)
+            self._place(message, values, shapes)
             return stub.ModelInfer(message, timeout=remaining(deadline))
         except BaseException as e:
             self._retire()
             if not (known and isinstance(e, grpc.RpcError) and UNKNOWN in str(e.details())):
                 raise
-        return self.infer(stub, message, values, learners, deadline)
+        return self.infer(stub, message, values, shapes, deadline)
 
-    def read(self, tensor: Tensor, learners: int) -> np.ndarray:
-        """An answer [learners, ...], copied: the next one comes to the same place."""
-        shape = (learners, *self._spec.dims(tensor))
-        kind = triton_to_np_dtype(tensor.dtype)
-        return np.ndarray(shape, kind, self._regions[1][1].buf, self._offsets[tensor.name]).copy()
+    def read(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """An answer of this shape, copied: the next one comes to the same place."""
+        return np.ndarray(shape, self._types[name], self._regions[1][1].buf, self._offsets[name]).copy()
 
     def close(self, stub: Any) -> None:
         """Take the regions back from the server, if it is still there, and give their memory up."""
@@ -160,7 +163,9 @@ class SharedMemory:
         finally:
             region.unlink()
 
-    def _place(self, message: service_pb2.ModelInferRequest, values: Sequence[np.ndarray], learners: int) -> None:
+    def _place(
+        self, message: service_pb2.ModelInferRequest, values: Sequence[np.ndarray], shapes: Mapping[str, Sequence[int]]
+    ) -> None:
         """Write the values where they fit, else into the message, and say in it where its tensors are and go."""
         (requests, region), (answers, _) = self._regions
         if sum(value.nbytes for value in values) <= self._room:
@@ -171,8 +176,12 @@ class SharedMemory:
                 offset += value.nbytes
         elif not message.raw_input_contents:
             message.raw_input_contents.extend(value.tobytes() for value in values)
-        for output in message.outputs:
-            _point(output, answers, learners * self._sizes[output.name], self._offsets[output.name])
+        sizes = {name: math.prod(shape) * self._types[name].itemsize for name, shape in shapes.items()}
+        if all(
+            0 < size <= self._sizes[name] for name, size in sizes.items()
+        ):  # -1: of a length that only the answer says
+            for output in message.outputs:
+                _point(output, answers, sizes[output.name], self._offsets[output.name])
 
     def _retire(self) -> None:
         """Use these regions no more. The server's own view of them stays until it is told."""
@@ -202,7 +211,3 @@ def _point(tensor: Any, region: str, size: int, offset: int) -> None:
     tensor.parameters["shared_memory_byte_size"].int64_param = size
     if offset:
         tensor.parameters["shared_memory_offset"].int64_param = offset
-
-
-def _bytes(tensor: Tensor, elements: int) -> int:
-    return elements * np.dtype(triton_to_np_dtype(tensor.dtype)).itemsize
