@@ -1,7 +1,8 @@
-"""Sequence models as people serve them: a class each in models.py, and a spec each in specs/."""
+"""Sequence models as people serve them: a class each in models.py, or made by a library in library.py, and specs of both."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import nn
 
 from ensemble.sequence import Sequence
 from ensemble.spec import Spec
-from tests.zoo import models
 
 SPECS = Path(__file__).with_name("specs")
 NAMES = sorted(file.stem for file in SPECS.glob("*.toml"))
@@ -34,7 +34,8 @@ def read(name: str, **keys: Any) -> Sequence:
 def make(spec: Sequence) -> nn.Module:
     """Its model, with weights that are random and the same each time."""
     torch.manual_seed(0)
-    model: nn.Module = getattr(models, spec.network.factory.partition(":")[2])()
+    module, _, name = spec.network.factory.partition(":")
+    model: nn.Module = getattr(importlib.import_module(module), name)()
     return model.eval()
 
 
