@@ -66,7 +66,7 @@ class Sequence(Spec):
 
     def check_names(self) -> None:
         """As Spec's: of histories, contexts, outputs and sizes."""
-        held = {f"history.{name}": each for name, each in self.history.items()}
+        held: dict[str, Input] = {f"history.{name}": each for name, each in self.history.items()}
         held.update({f"context.{name}": each for name, each in self.context.items()})
         for where, sizes in [
             *((f"{name}.shape", each.shape) for name, each in held.items()),
