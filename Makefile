@@ -49,7 +49,7 @@ override GOALS := $(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))
 override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/make/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
-.PHONY: help setup demo test train repo precision evaluate lint-config serve serve-tls bench bench-peers analyze tune \
+.PHONY: help setup demo test train repo inspect precision evaluate lint-config serve serve-tls bench bench-peers analyze tune \
 	test-unit test-faults test-nightly soak test-newest lint lock clean
 
 ##@ Get going
@@ -89,6 +89,9 @@ train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=fol
 
 repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu DATA= LEARNERS= OUT=]
 	@$(BIN)/python -m build repo $(TARGET) $(OWN)
+
+inspect: $(SETUP) ## say what a model takes and answers, and write a spec of it to change [CHECKPOINT=model.onnx, or weights of FACTORY=module:function OUT=spec.toml]
+	@$(BIN)/python -m build inspect $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(if $(FACTORY),--factory '$(FACTORY)') $(if $(OUT),--out '$(OUT)')
 
 precision: $(SETUP) ## AUC of the core in float32, float16 and int8, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA= LEARNERS=]
 	@$(BIN)/python -m build precision $(MODEL)

@@ -64,8 +64,18 @@ class Sequence(Spec):
             given = {name: {"from": source} if isinstance(source, str) else source for name, source in given.items()}
         return {**table, "inputs": given}
 
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Sequence:
+    def check_names(self) -> None:
+        """As Spec's: of histories, contexts, outputs and sizes."""
+        held: dict[str, Input] = {f"history.{name}": each for name, each in self.history.items()}
+        held.update({f"context.{name}": each for name, each in self.context.items()})
+        for where, sizes in [
+            *((f"{name}.shape", each.shape) for name, each in held.items()),
+            *((f"outputs.{name}.shape", each.shape) for name, each in self.outputs.items()),
+            *((f"{name}.values", each.values or ()) for name, each in held.items()),
+        ]:
+            unknown = next((size for size in sizes if isinstance(size, str) and size not in self.sizes), None)
+            if unknown is not None:
+                raise ValueError(f"{where} says {unknown!r}; [sizes] has {', '.join(self.sizes) or 'nothing'}")
         context = " or ".join(self.context) or "a [context] table, of which there is none"
         for name, given in self.inputs.items():
             if given.of not in (*self.history, *self.context, *DERIVED):
@@ -76,6 +86,11 @@ class Sequence(Spec):
                     raise ValueError(f"inputs.{name}.{key} is for a history, and {given.of} is none")
                 if isinstance(other, str) and other not in self.context:
                     raise ValueError(f"inputs.{name}.{key} is {other!r}; allowed is {context}")
+                if isinstance(other, str) and not _is_step(self.context[other], self.history[given.of]):
+                    raise ValueError(
+                        f"inputs.{name}.{key} is {other!r}; needed is a context that is as a step of {given.of}, in shape "
+                        "and in being integers or not"
+                    )
         histories = [given for given in self.inputs.values() if given.of in self.history]
         if not histories:
             raise ValueError(f"no input of the model comes from a history ({', '.join(self.history)})")
@@ -83,6 +98,8 @@ class Sequence(Spec):
             raise ValueError("append adds a step to each input that comes from a history, or to none")
         if self.row.index is not None and self.row.index not in self.context:
             raise ValueError(f"row.index is {self.row.index!r}; allowed is {context}")
+        if self.row.index is not None and not _is_step(self.context[self.row.index], Context(values=(0, 1))):
+            raise ValueError(f"row.index is {self.row.index!r}; needed is a context of one integer a history")
         for wanted in self.answer:
             if wanted.of is not None and wanted.of not in self.outputs:
                 raise ValueError(f"answer {wanted.name}: of is {wanted.of!r}; allowed are {', '.join(self.outputs)}")
@@ -98,16 +115,6 @@ class Sequence(Spec):
                 raise ValueError(f"answer {wanted.name} picks {wanted.count} of {self._size(shape[-1])} columns")
             if (wanted.count or wanted.at) and len(shape) != 1:
                 raise ValueError(f"answer {wanted.name}: columns are picked from an output of shape [columns] alone")
-        for where, shape in [
-            *((f"history.{name}", each.shape) for name, each in self.history.items()),
-            *((f"context.{name}", each.shape) for name, each in self.context.items()),
-            *((f"outputs.{name}", each.shape) for name, each in self.outputs.items()),
-            *((f"{name}.values", each.values or ()) for name, each in {**self.history, **self.context}.items()),
-        ]:
-            unknown = next((size for size in shape if isinstance(size, str) and size not in self.sizes), None)
-            if unknown is not None:
-                raise ValueError(f"{where} says {unknown!r}; [sizes] has {', '.join(self.sizes) or 'nothing'}")
-        return self
 
     @model_validator(mode="after")
     def _padding_suits_the_row(self) -> Sequence:
@@ -284,6 +291,11 @@ class Sequence(Spec):
 
     def _start(self, history: str) -> int:
         return self._allowed(history, self._input(history)).start
+
+
+def _is_step(context: Context, of: Input) -> bool:
+    """Whether a context can stand for a step of a history."""
+    return context.shape == of.shape and (context.dtype == "FP32") == (of.dtype == "FP32")
 
 
 def _free(name: str, taken: list[str]) -> str:

@@ -71,6 +71,11 @@ class Spec(Table):
     tuned: Tuned | None = None
 
     @model_validator(mode="after")
+    def _names_are_known_first(self) -> Spec:
+        self.check_names()
+        return self
+
+    @model_validator(mode="after")
     def _the_ensemble_is_no_step(self) -> Spec:
         steps = [PREPROCESS, *(core.step for core in self.cores), *(answer.step for answer in self.answers)]
         if self.model.name in steps:
@@ -153,6 +158,9 @@ class Spec(Table):
             )
         made: Any = found[0].model_validate(obj, **options)
         return made
+
+    def check_names(self) -> None:
+        """Raise ValueError where a table says the name of something that no table has: all other rules look names up."""
 
     def dims(self, tensor: Tensor) -> list[int]:
         """A tensor's shape a history in numbers; -1 stands for any length."""

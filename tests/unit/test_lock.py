@@ -31,7 +31,7 @@ TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in (lock.COMMO
 ASKED = [
     *PROJECT["build-system"]["requires"],
     *PROJECT["project"]["dependencies"],
-    *(word for words in PROJECT["project"]["optional-dependencies"].values() for word in words),
+    *(word for name in ("build", "test") for word in PROJECT["project"]["optional-dependencies"][name]),
 ]
 
 
@@ -43,6 +43,14 @@ def versions(python: str, found: Iterable[Pin]) -> dict[str, str]:
     here = [(pin.name, pin.version) for pin in found if python in pin.pythons]
     assert len(dict(here)) == len(here), "a package has two versions for one Python, which pip refuses"
     return dict(here)
+
+
+def test_an_extra_outside_of_the_lock_names_its_versions_and_nobody_else_asks_for_it():
+    extras = PROJECT["project"]["optional-dependencies"]
+    (outside,) = extras.keys() - {"build", "test"}
+    (requirement,) = map(Requirement, extras[outside])
+    assert [each.operator for each in requirement.specifier] == ["=="]
+    assert requirement.name not in {Requirement(word).name for word in ASKED} | {pin.name for pin in pins(*TEXTS)}
 
 
 def test_the_pythons_are_those_that_the_project_takes():

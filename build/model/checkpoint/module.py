@@ -45,6 +45,21 @@ def load(path: Path, factory: str) -> nn.Module:
     Raises:
         CheckpointError: there is no such factory, or the weights are not its model's.
     """
+    model = made(factory)
+    state = states.read(path, unwrap=False)
+    if set(state) != set(model.state_dict()):
+        state = states.unwrapped(state)
+    states.compare(path, state, model.state_dict(), factory)
+    model.load_state_dict(state)
+    return model
+
+
+def made(factory: str) -> nn.Module:
+    """What a factory makes, in evaluation mode.
+
+    Raises:
+        CheckpointError: there is none, or it makes something else.
+    """
     from torch import nn
 
     name = factory.partition(":")[2]
@@ -57,11 +72,6 @@ def load(path: Path, factory: str) -> nn.Module:
     model = make()
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"the factory {factory!r} made a {type(model).__name__}; needed is an nn.Module")
-    state = states.read(path, unwrap=False)
-    if set(state) != set(model.state_dict()):
-        state = states.unwrapped(state)
-    states.compare(path, state, model.state_dict(), factory)
-    model.load_state_dict(state)
     return model.eval()
 
 
