@@ -16,7 +16,7 @@ from ensemble.contract import PADDING
 from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.learners.history import History, pad
 from ensemble.sample import draw, random_request
-from ensemble.spec import Spec
+from ensemble.spec import Answer, Spec
 from ensemble.tables import Tensor
 
 Array = np.ndarray
@@ -24,10 +24,13 @@ MIXED = 64  # histories that are drawn for a mix of lengths
 Question = History | Mapping[str, Array]  # one history: the arrays have no batch axis
 
 
-def drawn(spec: Spec, lengths: Sequence[int]) -> list[Question]:
+def drawn(spec: Spec, lengths: Sequence[int], answers: Sequence[Answer] = ()) -> list[Question]:
     """Random questions that keep the contract, of these lengths, or of the shortest that it allows.
 
-    An optional input is left out, unless the answer that is asked for (`reply.whole`) is made of it.
+    An optional input is left out, unless one of the answers that are asked for is made of it.
+
+    Args:
+        answers: by default `reply.whole` alone.
     """
     if isinstance(spec, KnowledgeTracing):
         request = random_request(spec.contract.inputs, lengths)
@@ -36,7 +39,8 @@ def drawn(spec: Spec, lengths: Sequence[int]) -> list[Question]:
             for n, (k, *pair) in enumerate(zip(lengths, *request.values(), strict=True))
         ]
     contract = spec.contract
-    left_out = {*contract.optional} - {tensor.name for tensor in reply.whole(spec).seen}
+    needed = {tensor.name for answer in answers or [reply.whole(spec)] for tensor in answer.seen}
+    left_out = {*contract.optional} - needed
     found: list[Question] = []
     for number, length in enumerate(lengths):
         request = draw(contract, [max(length, spec.shortest_history, 1)], seed=number)
