@@ -74,7 +74,7 @@ def run(
         for number, spec in enumerate(specs):
             progress(None, f"start {number + 1} of {len(specs)}: {setting(spec)}")
             if number or lender:
-                _lend(lender or folder / "0", folder / str(number), spec)
+                lend(lender or folder / "0", folder / str(number), spec)
             repository = build(Variant(spec), checkpoint, folder / str(number))
             server = stack.enter_context(Server(repository, log=folder / f"{number}.log"))
             stack.callback(server.wake)  # only who is awake can be told to end
@@ -115,7 +115,7 @@ def setting(spec: Spec) -> str:
     )
 
 
-def _lend(lender: Path, folder: Path, spec: Spec) -> None:
+def lend(lender: Path, folder: Path, spec: Spec) -> None:
     """Give a repository another one's cores, which are kept if they are the same: an export takes longer than a copy."""
     for core in spec.cores:
         target = folder / core.step / "1"

@@ -45,13 +45,13 @@ def changed(spec: Spec, **values: object) -> Spec:
 
 
 def in_int64(spec: Sequence) -> Sequence:
-    """The spec with INT64 where it has INT32: in requests, and in what the model is fed."""
+    """The spec with INT64 where it has INT32: in requests, and in what the model is fed of them."""
     made = table(spec)
     types = {tensor.name: tensor.dtype for tensor in spec.windows}
     for given in (*made["history"].values(), *made.get("context", {}).values()):
         given["dtype"] = {"INT32": "INT64"}.get(given["dtype"], given["dtype"])
     for name, source in spec.fed.items():
-        if types[source.name] == "INT32":
+        if source.of in (*spec.history, *spec.context) and types[source.name] == "INT32":
             made["inputs"][name]["dtype"] = "INT64"
     return Sequence.model_validate(made)
 

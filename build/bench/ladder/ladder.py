@@ -105,12 +105,13 @@ class Climb:
         with ExitStack() as stack:
             wanted = names(self.rungs)
             made = variants(self.workspace.spec)
+            core = build(made["widths"], self.workspace.checkpoint, self.folder / "widths")
             if "tuned" in wanted:
                 progress(None, "tune instances and threads")
-                made["tuned"] = Variant(self._tune(progress))
+                made["tuned"] = Variant(self._tune(core, progress))
+                contest.lend(core, self.folder / "tuned", made["tuned"].spec)
             below = made.get("tuned", made["widths"]).spec
             made |= on_a_gpu(below) | {"int8": in_int8(below)}
-            core = build(made["widths"], self.workspace.checkpoint, self.folder / "widths")
             if isinstance(below, SequenceSpec) and not _has_lstm(core):
                 self.rungs = [_skipped(r, "the core has no LSTM") if r.variant == "int8" else r for r in self.rungs]
             for name in names(self.rungs):
@@ -222,12 +223,12 @@ class Climb:
             found["hops_bytes"] = hops(self._specs[rung.variant], rung)
         return found
 
-    def _tune(self, progress: Progress) -> Spec:
+    def _tune(self, core: Path, progress: Progress) -> Spec:
         """The candidate of the highest throughput among those whose p50 is within a tenth of the lowest; all in turns."""
         specs = candidates(self.workspace.spec, quick=self.settings.rounds < Settings().rounds)
         full, folder = self.loads[str(self.workspace.spec.model.window)], self.folder / "candidates"
         seconds = self.settings.tuning_s
-        found = contest.run(specs, self.workspace.checkpoint, folder, full, TUNING_ROUNDS, seconds, progress)
+        found = contest.run(specs, self.workspace.checkpoint, folder, full, TUNING_ROUNDS, seconds, progress, core)
         lowest = min(contender.p50_ms for contender in found)
         best = max((c for c in found if c.p50_ms <= 1.1 * lowest), key=lambda contender: contender.throughput)
         self.tuning = [

@@ -113,14 +113,22 @@ def rungs(spec: Spec) -> tuple[Rung, ...]:
             replace(r, change=changes.get(r.name, r.change), skipped=left_out.get(r.number) or left_out.get(r.name))
             for r in made
         ]
-        answer = reply.picked(spec)
-        if answer is not None:
-            count, of = answer.tensors[0].shape[0], answer.tensors[-1].name
-            change = f"{of}: {count} columns and their ids answered, in place of {reply.whole(spec).tensors[0].name}"
-            floors = next(number for number, rung in enumerate(made) if rung.number == FLOOR)
-            made.insert(floors, Rung("13", f"top {count}", change, None, "tuned", picked=True))
+        floors = next(number for number, rung in enumerate(made) if rung.number == FLOOR)
+        made.insert(floors, _picking(spec))
     words = spec.contract.words._asdict()
     return tuple(replace(r, name=r.name.format(**words), change=r.change.format(**words)) for r in made)
+
+
+def _picking(spec: SequenceSpec) -> Rung:
+    """The rung that asks for some columns, where others ask for all."""
+    plain = Rung("13", "picked columns", "some columns and their ids in place of all", None, "tuned", picked=True)
+    answer = reply.picked(spec)
+    if answer is None:
+        return replace(plain, skipped="no other answer picks columns")
+    names = " and ".join(tensor.name for tensor in answer.tensors)
+    return replace(
+        plain, change=f"{names}, {answer.tensors[0].shape[0]} of each, in place of {reply.whole(spec).tensors[0].name}"
+    )
 
 
 def _changes(spec: SequenceSpec) -> dict[str, str]:
@@ -132,6 +140,7 @@ def _changes(spec: SequenceSpec) -> dict[str, str]:
     return {
         "PyTorch eager": f"the whole forward on this machine, {asked}, as its author asks it",
         "naive Triton": f"HTTP, {integers}{every} on the wire, 100 ms queue delay",
+        "row in postprocess": "a Python step answers one row in place of every row",
         "row before the head": "the ONNX core computes what the wanted row needs"
         + (", from where the model takes it" if own else ""),
     }
