@@ -19,10 +19,11 @@ from build.analyzer.result import Point, Setting
 from build.analyzer.sweep import Sweep, SweepError
 from build.bench import contest, origin, publication
 from build.bench.contest import Contender
+from build.bench.question import steps
+from build.bench.variant import changed
 from build.progress import answers, bar, console
 from build.repository.workspace import Workspace, named
 from ensemble.spec import Spec
-from ensemble.tables import CORE
 
 BEST_ROUNDS, BEST_TURN_S = 3, 0.6
 BUDGET = 2.0  # times the present p99 with one caller
@@ -55,7 +56,9 @@ def analyze(workspace: Workspace, quick: bool, running: Endpoints | None = None)
     publication.save(report, folder / "analysis.json")
     written = page.write(report, folder)
     for part, points in parts.items():
-        answers().print(_table(f"{part}: the front of {len(points)} measurements", result.front(points)))
+        answers().print(
+            _table(f"{part}: the front of {len(points)} measurements", result.front(points), workspace.spec)
+        )
     return [*written, folder / "analysis.json", *(done.results for done in sweeps)]
 
 
@@ -71,15 +74,15 @@ def tune(workspace: Workspace, quick: bool, p99_ms: float | None, kind: Profile 
     """
     _, points = _sweep(workspace, kind, quick)
     folder, spec = _folder(workspace) / "tuning", workspace.spec
-    learners = profile.histories(spec)
+    asked = profile.histories(spec)
     if p99_ms is None:
         with bar("measure the present one") as update:
-            (present,) = contest.run([spec], workspace.checkpoint, folder, learners, 2, 1.0, update, workspace.out)
+            (present,) = contest.run([spec], workspace.checkpoint, folder, asked, 2, 1.0, update, workspace.out)
         p99_ms = BUDGET * present.one.summary()["p99_ms"]
-    # Clients may send as many learners a request as they could before.
+    # Clients may send as many histories a request as they could before.
     allowed = [p for p in points if p.setting.max_batch_size >= spec.batching.max_batch_size]
     chosen = result.best(allowed, p99_ms, page.SHOWN)
-    answers().print(_table(f"chosen by throughput, p99 at most {p99_ms:.1f} ms", chosen))
+    answers().print(_table(f"chosen by throughput, p99 at most {p99_ms:.1f} ms", chosen, spec))
     settings = {contest.setting(p.setting.applied(spec)): p.setting for p in chosen}
     settings.pop(contest.setting(spec), None)
     if not settings:
@@ -88,7 +91,7 @@ def tune(workspace: Workspace, quick: bool, p99_ms: float | None, kind: Profile 
     specs = [setting.applied(spec) for setting in settings.values()]
     with bar("measure again, in turns") as update:
         present, *others = contest.run(
-            [spec, *specs], workspace.checkpoint, folder, learners, tuning.ROUNDS, tuning.TURN_S, update, workspace.out
+            [spec, *specs], workspace.checkpoint, folder, asked, tuning.ROUNDS, tuning.TURN_S, update, workspace.out
         )
     found = tuning.gains(present, others, p99_ms)
     answers().print(_gains(present, found))
@@ -151,13 +154,12 @@ def _best(workspace: Workspace, points: Sequence[Point], folder: Path) -> list[d
         titles[list(found).index(contest.setting(spec))] += " (the present one)"
     else:
         specs, titles, marks = [*specs, spec], [*titles, "the present one"], [*marks, ""]
-    slow = spec.model_dump()
-    slow["steps"][CORE]["queue_delay_us"] = SEED_DELAY_US
-    specs, titles, marks = [*specs, Spec.model_validate(slow)], [*titles, "with a 100 ms delay"], [*marks, "seed"]
+    slow = changed(spec, steps__core__queue_delay_us=SEED_DELAY_US)
+    specs, titles, marks = [*specs, slow], [*titles, "with a 100 ms delay"], [*marks, "seed"]
     with bar("measure the best again") as update:
-        learners = profile.histories(spec)
+        asked = profile.histories(spec)
         measured = contest.run(
-            specs, workspace.checkpoint, folder / "best", learners, BEST_ROUNDS, BEST_TURN_S, update, workspace.out
+            specs, workspace.checkpoint, folder / "best", asked, BEST_ROUNDS, BEST_TURN_S, update, workspace.out
         )
     return [
         {"title": title, "mark": mark, "one": contender.one.summary(), "many": contender.many.summary()}
@@ -167,10 +169,11 @@ def _best(workspace: Workspace, points: Sequence[Point], folder: Path) -> list[d
 
 def _report(workspace: Workspace, parts: dict[Part, list[Point]], running: Endpoints | None) -> dict[str, Any]:
     spec = workspace.spec
-    lengths = [min(len(h), spec.model.window) for h in profile.histories(spec)]
+    lengths = [min(steps(asked), spec.model.window) for asked in profile.histories(spec)]
     return {
         "model": spec.model.name,
         "window": spec.model.window,
+        "words": spec.contract.words._asdict(),
         "median_length": int(np.median(lengths)),
         "version": importlib.metadata.version("triton-model-analyzer"),
         "url": running.url if running else None,
@@ -188,9 +191,9 @@ def _own(done: Sweep) -> Iterable[Path]:
         yield from sorted((done.work / "results").rglob(f"*.{kind}"))
 
 
-def _table(title: str, points: Sequence[Point]) -> Table:
+def _table(title: str, points: Sequence[Point], spec: Spec) -> Table:
     shown = Table(title=title)
-    for name in ("configuration", "callers", "learners/s", "mean ms", "p99 ms"):
+    for name in ("configuration", "callers", f"{spec.contract.words.histories}/s", "mean ms", "p99 ms"):
         shown.add_column(name, justify="left" if name == "configuration" else "right")
     for p in points:
         shown.add_row(str(p.setting), str(p.concurrency), f"{p.throughput:.0f}", f"{p.mean_ms:.1f}", f"{p.p99_ms:.1f}")
@@ -198,8 +201,9 @@ def _table(title: str, points: Sequence[Point]) -> Table:
 
 
 def _gains(present: Contender, gains: Sequence[tuning.Gain]) -> Table:
-    shown = Table(title="measured again, in turns: one caller, and learners a second with 16")
-    for name in ("configuration", "p50 ms", "p99 ms", "times faster", "learners/s", "times the throughput"):
+    many = present.spec.contract.words.histories
+    shown = Table(title=f"measured again, in turns: one caller, and {many} a second with 16")
+    for name in ("configuration", "p50 ms", "p99 ms", "times faster", f"{many}/s", "times the throughput"):
         shown.add_column(name, justify="left" if name == "configuration" else "right")
 
     def row(contender: Contender, *ratios: str) -> list[str]:

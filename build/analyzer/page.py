@@ -17,6 +17,7 @@ from build.analyzer.profile import SEED_DELAY_US
 from build.analyzer.result import Point, Setting
 from build.bench import origin
 from build.bench.ladder import waterfall
+from ensemble.contract import Words
 from ensemble.tables import CORE
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Section:
 def write(found: dict[str, Any], folder: Path) -> list[Path]:
     """Draw `found` (as the analysis saves it) into `folder`: report.html and the PNGs. Returns what was written."""
     written = []
+    words = {**Words()._asdict(), **found.get("words", {})}
+    rate = f"{words['histories']} a second"
     sections: list[Section] = []
     for part, title in ((CORE, "The core alone"), ("ensemble", "The ensemble")):
         if part not in found["sweeps"]:
@@ -47,7 +50,7 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
         points = [_point(row) for row in found["sweeps"][part]]
         present = _setting(found["present"][part])
         section = Section(title)
-        figure = scatter(points, present)
+        figure = scatter(points, present, rate)
         written.append(_save(figure, folder / f"{part}.png"))
         section.pictures.append(_inline(figure))
         on_front = result.front(points)
@@ -55,7 +58,7 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
             f"{len({p.setting for p in points})} configurations, {len(points)} measurements. The table has the front, where "
             "nothing that was measured has both more throughput and a lower p99, and then the 100 ms delay."
         )
-        section.header = ("configuration", "callers", "learners/s", "mean ms", "p99 ms")
+        section.header = ("configuration", "callers", f"{words['histories']}/s", "mean ms", "p99 ms")
         seeds = [p for p in points if p.setting.queue_delay_us == SEED_DELAY_US]
         for point in [*on_front, *sorted(seeds, key=lambda p: p.concurrency)]:
             section.rows.append(
@@ -72,7 +75,7 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
             )
         sections.insert(0, section)
     if found["best"]:
-        sections.insert(1, _best(found["best"], folder, written))
+        sections.insert(1, _best(found["best"], folder, written, words["histories"]))
     text = (
         jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
         .get_template("page.html.j2")
@@ -80,6 +83,7 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
             title=f"{found['model']} under Model Analyzer",
             origin=origin.sentence(found),
             version=found["version"],
+            words=words,
             median=found["median_length"],
             longest=found["window"],
             sections=[vars(section) for section in sections],
@@ -90,14 +94,14 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
     return [folder / "report.html", *written]
 
 
-def _best(measured: list[dict[str, Any]], folder: Path, written: list[Path]) -> Section:
+def _best(measured: list[dict[str, Any]], folder: Path, written: list[Path], histories: str) -> Section:
     """Where the time goes: measured once more, in turns, with the project's own client."""
     section = Section(
         "Where the time goes",
         [
             "The best configurations by throughput, the present one and the 100 ms delay, again in turns, with one caller."
         ],
-        header=("configuration", "p50 ms", "p99 ms", "learners/s with 16 callers"),
+        header=("configuration", "p50 ms", "p99 ms", f"{histories}/s with 16 callers"),
     )
     figure = breakdown(measured)
     written.append(_save(figure, folder / "breakdown.png"))
@@ -113,7 +117,7 @@ def _best(measured: list[dict[str, Any]], folder: Path, written: list[Path]) -> 
     return section
 
 
-def scatter(points: Sequence[Point], present: Setting) -> Figure:
+def scatter(points: Sequence[Point], present: Setting, rate: str) -> Figure:
     """Throughput against p99, one mark a measurement, coloured by the number of callers."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
@@ -154,7 +158,7 @@ def scatter(points: Sequence[Point], present: Setting) -> Figure:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("p99, ms")
-    axes.set_ylabel("learners a second")
+    axes.set_ylabel(rate)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -12,18 +12,22 @@ from typing import Any, Literal
 import jinja2
 
 from build import ROOT, aside
+from build.bench import question
+from build.bench.question import Question
+from build.core.served import types
 from build.model.simulation import simulate
 from build.progress import console
 from build.repository import config, manifest
-from ensemble.learners.history import History, windows
+from ensemble.knowledge_tracing import KnowledgeTracing
+from ensemble.learners.history import History
 from ensemble.spec import Spec
-from ensemble.tables import CORE, POSTPROCESS, PREPROCESS
+from ensemble.tables import CORE, POSTPROCESS, PREPROCESS, Step
 
 CONFIGS = ROOT / "analyzer_configs"
 WORK = Path("build/artifacts/analyzer")  # as the tracked configurations name it, from the root
 FOLDERS = ("models", "checkpoints", "results")
 TEMPLATE = "template.yaml.j2"
-LEARNERS = 32  # that perf_analyzer asks for in turns
+LEARNERS = 32  # histories that perf_analyzer asks for in turns
 SEED_DELAY_US = 100_000  # where reports of a slow Triton start
 Part = Literal["ensemble", "core"]
 
@@ -34,7 +38,7 @@ class Profile:
 
     Attributes:
         name: of the file in analyzer_configs/.
-        title: its first line.
+        title: its first line, in which {histories} are what the model calls them.
         part: the model that is asked: the ensemble, or the core alone.
         search: Model Analyzer's run_config_search_mode.
         instances: of each step that is varied, processes or sessions.
@@ -85,7 +89,7 @@ CORE_SWEEP = Profile(
 ENSEMBLE_LATENCY = replace(
     ENSEMBLE_SWEEP,
     name="ensemble-latency",
-    title="The lowest p99 that still answers a hundred learners a second.",
+    title="The lowest p99 that still answers a hundred {histories} a second.",
     delays=(0, 100, 1000),
     concurrency=(1, 2, 4),
     objectives={"perf_latency_p99": 1},
@@ -105,7 +109,7 @@ PROFILES = (
     replace(
         ENSEMBLE_LATENCY,
         name="ensemble-throughput",
-        title="The most learners a second with a p99 of 100 ms at most.",
+        title="The most {histories} a second with a p99 of 100 ms at most.",
         concurrency=(4, 16, 32),
         objectives={"perf_throughput": 1},
         constraints={"perf_latency_p99": ("max", 100)},
@@ -176,9 +180,16 @@ def counts(profile: Profile, spec: Spec) -> dict[str, list[int]]:
         return {step: [count] for step, count in profile.fixed}
     varied = (*profile.steps_varied, CORE) if profile.part == "ensemble" else (CORE,)
     return {
-        step: list(profile.instances) if step in varied else [getattr(spec.steps, step).instances]
-        for step in steps(spec)
+        step: list(profile.instances) if step in varied else [settings(spec, step).instances] for step in steps(spec)
     }
+
+
+def settings(spec: Spec, step: str) -> Step:
+    """A step's own, or those that it has in common: all cores have one core's, and answers without any the first one's."""
+    if step in [core.step for core in spec.cores]:
+        return spec.steps.core
+    own: Step = getattr(spec.steps, step, spec.steps.postprocess)
+    return own
 
 
 def steps(spec: Spec) -> list[str]:
@@ -219,11 +230,15 @@ def render(
     values["delays"] = list(profile.delays)
     values["concurrency"] = list(profile.concurrency)
     values["preferred"] = [[size] for size in profile.preferred]
+    words = spec.contract.words._asdict()
+    values["title"] = profile.title.format(**words)
     return environment.get_template(TEMPLATE).render(
         values,
         model=spec.model.name if profile.part == "ensemble" else CORE,
         steps=steps(spec),
         core=CORE,
+        cores=[core.step for core in spec.cores],
+        words=words,
         counts=counts(profile, spec),
         max_batch=max(profile.batches),
         trials=6 * points(profile, spec),
@@ -233,26 +248,32 @@ def render(
     )
 
 
-def histories(spec: Spec) -> list[History]:
-    """Simulated learners with a history each, of the lengths that `build/model/simulation.py` documents."""
-    return [h for h in simulate(spec.model.problems, 2 * LEARNERS) if len(h)][:LEARNERS]
+def histories(spec: Spec) -> Sequence[Question]:
+    """What is asked, of the lengths that `build/model/simulation.py` documents.
+
+    perf_analyzer asks for every answer, so that an optional input which an answer is made of is there; others are left out.
+    """
+    if isinstance(spec, KnowledgeTracing):
+        return [h for h in simulate(spec.model.problems, 2 * LEARNERS) if len(h)][:LEARNERS]
+    return question.drawn(spec, [min(n, spec.model.window) for n in question.lengths(LEARNERS)], spec.answers)
 
 
-def request(spec: Spec, part: Part, learners: Sequence[History]) -> str:
-    """perf_analyzer's input: one request a learner, in its JSON format."""
-    data = []
-    for learner in learners:
-        if part == "ensemble":
-            values = [learner.problem_ids[-spec.model.window :], learner.responses[-spec.model.window :]]
-            named = spec.requested
-        else:
-            ids, responses, lengths = windows([learner], spec.model.widths)
-            values = [ids[0], responses[0], lengths]
-            named = spec.windows if spec.reduce.where == "core" else spec.windows[:-1]
+def request(spec: Spec, part: Part, questions: Sequence[Question]) -> str:
+    """perf_analyzer's input: one request a question, in its JSON format."""
+    data, window = [], spec.model.window
+    for one in questions:
+        if isinstance(one, History):
+            one = History(one.learner, one.problem_ids[-window:], one.responses[-window:])
+        given = question.together(spec, [one])
+        named = spec.requested
+        if part == "core":
+            # As the first step feeds it.
+            given = spec.contract.feed(given, spec.contract.check(given), types(spec))
+            named = spec.cores[0].inputs
         data.append(
             {
-                tensor.name: {"content": value.tolist(), "shape": list(value.shape)}
-                for tensor, value in zip(named, values, strict=False)
+                tensor.name: {"content": value[0].reshape(-1).tolist(), "shape": list(value.shape[1:])}
+                for tensor, value in question.on_the_wire(named, given)
             }
         )
     return json.dumps({"data": data}, separators=(",", ":")) + "\n"

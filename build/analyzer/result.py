@@ -12,6 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from build.analyzer.profile import Part
 from build.analyzer.sweep import Sweep, SweepError
+from build.bench.variant import table
 from build.repository import config
 from ensemble.spec import Spec
 from ensemble.tables import CORE
@@ -60,16 +61,17 @@ class Setting:
 
     def applied(self, spec: Spec) -> Spec:
         """The spec with these values. Sessions side by side share the machine's cores out: together they have no more."""
-        table = spec.model_dump()
+        changed = table(spec)
         for name, count in self.instances:
-            table["steps"][name]["instances"] = count
-        core = table["steps"][CORE]
+            if name in changed["steps"]:  # others have their instances from one of these: see `profile.settings`
+                changed["steps"][name]["instances"] = count
+        core = changed["steps"][CORE]
         core["queue_delay_us"] = self.queue_delay_us
         if core["device"] == "cpu":
             cores = len(os.sched_getaffinity(0))
             core["intra_op_threads"] = 0 if core["instances"] == 1 else max(cores // core["instances"], 1)
-        table["batching"]["max_batch_size"] = self.max_batch_size
-        return Spec.model_validate(table)
+        changed["batching"]["max_batch_size"] = self.max_batch_size
+        return Spec.model_validate(changed)
 
     def __str__(self) -> str:
         steps = ", ".join(f"{name} x {count}" for name, count in self.instances)
@@ -79,7 +81,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement: learners a second and latencies in milliseconds of `setting` under `concurrency` callers."""
+    """One measurement: histories a second and latencies in milliseconds of `setting` under `concurrency` callers."""
 
     setting: Setting
     concurrency: int

@@ -12,8 +12,8 @@ import tritonclient.grpc as grpcclient
 
 from build.bench import load, machine, statistic
 from build.bench.caller import Caller
+from build.bench.question import Question
 from build.server import Server
-from ensemble.learners.history import History
 
 AWAKE = 3  # calls that a server which has just been woken answers before it is timed
 
@@ -39,7 +39,7 @@ class Cell:
         server: Server,
         statistics_of: grpcclient.InferenceServerClient,
         callers: Sequence[Caller],
-        learners: Sequence[History],
+        questions: Sequence[Question],
         seconds: float,
         asked: str,
         size: int = 1,
@@ -50,13 +50,13 @@ class Cell:
             statistics_of: a connection to ask the server for its own counters.
             callers: one a stream.
             asked: the model that they ask.
-            size: learners a request.
+            size: questions a request.
         """
         server.wake()
         for _ in range(AWAKE):
-            callers[0].ask(learners[:size])
+            callers[0].ask(questions[:size])
         before, sent = statistic.counters(statistics_of), machine.loopback_bytes()
-        turn = load.run(callers, learners, size, seconds, warm_up=0)
+        turn = load.run(callers, questions, size, seconds, warm_up=0)
         arrived, after = machine.loopback_bytes(), statistic.counters(statistics_of)
         server.rest()
         self.latencies_ms.append(turn.latencies_ms)
@@ -67,7 +67,7 @@ class Cell:
             self.wire_bytes.append((arrived - sent) / len(turn.latencies_ms))
 
     def summary(self) -> dict[str, Any]:
-        """p50, p95, p99 and the interval of p50 in milliseconds, learners a second, and the parts, which add up to p50."""
+        """p50, p95, p99 and the interval of p50 in milliseconds, histories a second, and the parts, which add up to p50."""
         calls = [value for turn in self.latencies_ms for value in turn]
         p50 = statistics.median(calls)
         found: dict[str, Any] = {

@@ -9,19 +9,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import tritonclient.grpc as grpcclient
 
 from build.bench import load, statistic
-from build.bench.caller import EnsembleClient, answers_of
+from build.bench.caller import Caller, answers_of, difference, of_ensemble
 from build.bench.cell import Cell
+from build.bench.question import Question
 from build.bench.variant import Variant, build
 from build.core.parity import tolerance
 from build.server import Server
 from ensemble.errors import LastrowError
-from ensemble.learners.history import History
 from ensemble.spec import Spec
-from ensemble.tables import CORE
 
 BUSY = 16  # callers that throughput is measured with
 Progress = Callable[[float | None, str], None]
@@ -46,7 +44,7 @@ class Contender:
 
     @property
     def throughput(self) -> float:
-        """Learners a second with BUSY callers: the median over turns."""
+        """Histories a second with BUSY callers: the median over turns."""
         return statistics.median(self.many.throughputs)
 
 
@@ -54,7 +52,7 @@ def run(
     specs: Sequence[Spec],
     checkpoint: Path,
     folder: Path,
-    learners: Sequence[History],
+    questions: Sequence[Question],
     rounds: int,
     seconds: float,
     progress: Progress,
@@ -76,18 +74,18 @@ def run(
         for number, spec in enumerate(specs):
             progress(None, f"start {number + 1} of {len(specs)}: {setting(spec)}")
             if number or lender:
-                _lend(lender or folder / "0", folder / str(number))
+                lend(lender or folder / "0", folder / str(number), spec)
             repository = build(Variant(spec), checkpoint, folder / str(number))
             server = stack.enter_context(Server(repository, log=folder / f"{number}.log"))
             stack.callback(server.wake)  # only who is awake can be told to end
             counters = grpcclient.InferenceServerClient(server.grpc_url)
             stack.callback(counters.close)
-            callers = [EnsembleClient(server.grpc_url, spec) for _ in range(BUSY)]
+            callers = [of_ensemble(server.grpc_url, spec) for _ in range(BUSY)]
             for caller in callers:
                 stack.callback(caller.close)
             stack.callback(server.wake)  # a client's end waits for its server
-            _check(callers[0], repository / CORE / "1" / "model.onnx", spec, learners[:4])
-            load.run(callers, learners, 1, 0.2)
+            _check(callers[0], repository, spec, questions[:4])
+            load.run(callers, questions, 1, 0.2)
             server.rest()
             ready.append((server, counters, callers))
         for turn in range(rounds):
@@ -96,8 +94,8 @@ def run(
             for done, (contender, (server, counters, callers)) in enumerate(order[shift:] + order[:shift]):
                 progress((turn + done / len(order)) / rounds, setting(contender.spec))
                 name = contender.spec.model.name
-                contender.one.measure(server, counters, callers[:1], learners, seconds, name)
-                contender.many.measure(server, counters, callers, learners, seconds, name)
+                contender.one.measure(server, counters, callers[:1], questions, seconds, name)
+                contender.many.measure(server, counters, callers, questions, seconds, name)
     return contenders
 
 
@@ -117,20 +115,20 @@ def setting(spec: Spec) -> str:
     )
 
 
-def _lend(lender: Path, folder: Path) -> None:
-    """Give a repository another one's core, which is kept if it is the same: an export takes longer than a copy."""
-    target = folder / CORE / "1"
-    if not target.exists():
-        shutil.copytree(lender / CORE / "1", target)
+def lend(lender: Path, folder: Path, spec: Spec) -> None:
+    """Give a repository another one's cores, which are kept if they are the same: an export takes longer than a copy."""
+    for core in spec.cores:
+        target = folder / core.step / "1"
+        if not target.exists():
+            shutil.copytree(lender / core.step / "1", target)
 
 
-def _check(caller: EnsembleClient, core: Path, spec: Spec, learners: Sequence[History]) -> None:
+def _check(caller: Caller, repository: Path, spec: Spec, questions: Sequence[Question]) -> None:
     key, allowed = tolerance(spec)
-    for history, answer in zip(learners, answers_of(core, spec, learners), strict=True):
-        (served,) = caller.ask([history])
-        difference = float(np.abs(served - answer).max())
-        if not difference <= allowed:
+    for question, answer in zip(questions, answers_of(repository, spec, questions), strict=True):
+        (served,) = caller.ask([question])
+        off = difference(spec, served, answer)
+        if not off <= allowed:
             raise ContestError(
-                f"served with {setting(spec)}, the answer is {difference:.1e} off ONNX Runtime's; allowed is {allowed:.0e} "
-                f"({key})"
+                f"served with {setting(spec)}, the answer is {off:.1e} off ONNX Runtime's; allowed is {allowed:.0e} ({key})"
             )

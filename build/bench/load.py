@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from build.bench.caller import Caller
-from ensemble.learners.history import History
+from build.bench.question import Question
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Turn:
     Attributes:
         latencies_ms: of every call.
         client_ms: processor time that the calling thread itself spent in each: building, serialising, reading.
-        throughput: learners a second, each stream's own until its last answer: none waits for the others' ends.
+        throughput: histories a second, each stream's own until its last answer: none waits for the others' ends.
     """
 
     latencies_ms: list[float]
@@ -26,12 +26,12 @@ class Turn:
     throughput: float
 
 
-def run(callers: Sequence[Caller], histories: Sequence[History], size: int, seconds: float, warm_up: int = 1) -> Turn:
-    """Ask for `seconds` and at least once a stream; the streams go through `histories` in turns.
+def run(callers: Sequence[Caller], questions: Sequence[Question], size: int, seconds: float, warm_up: int = 1) -> Turn:
+    """Ask for `seconds` and at least once a stream; the streams go through `questions` in turns.
 
     Args:
         callers: one a stream.
-        size: learners a request.
+        size: questions a request.
         warm_up: calls of every stream that do not count.
 
     Raises:
@@ -54,10 +54,10 @@ def run(callers: Sequence[Caller], histories: Sequence[History], size: int, seco
             barrier.wait(timeout=300)
             began, answered = time.perf_counter(), 0
             while True:
-                learners = pick(position)
+                asked = pick(position)
                 position += len(callers) * size
                 start, used = time.perf_counter(), time.thread_time()
-                caller.ask(learners)
+                caller.ask(asked)
                 end = time.perf_counter()
                 calls.append((end - start, time.thread_time() - used))
                 answered += 1
@@ -68,8 +68,8 @@ def run(callers: Sequence[Caller], histories: Sequence[History], size: int, seco
             errors.append(e)
             barrier.abort()
 
-    def pick(position: int) -> list[History]:
-        return [histories[(position + n) % len(histories)] for n in range(size)]
+    def pick(position: int) -> list[Question]:
+        return [questions[(position + n) % len(questions)] for n in range(size)]
 
     if len(callers) == 1:
         stream(0, callers[0])

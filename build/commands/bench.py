@@ -16,6 +16,7 @@ from build.repository import preparation
 from build.repository.workspace import Workspace
 from ensemble.errors import LastrowError
 from ensemble.sequence import Sequence
+from ensemble.spec import Spec
 
 
 @takes("spec", "checkpoint", "out", "data", "learners", "network", "device")
@@ -66,16 +67,17 @@ def bench(
 ) -> None:
     """Climb from the naive deployment to this one on this machine, and show where each millisecond goes."""
     from build.bench import publication
-    from build.bench.ladder import ladder, report, waterfall
-    from build.bench.ladder.rung import select
+    from build.bench.ladder import ladder, report, rung, waterfall
 
-    chosen = select(rungs)
     if device not in (None, "cpu", "gpu"):
         raise LastrowError(f"there is no device {device!r}; there are cpu and gpu")
     # The served repository stays as it is: every rung is built in a folder of its own.
     workspace = choice.open()
+    spec = workspace.spec
+    chosen = rung.select(rungs, rung.rungs(spec))
+    _check_published(spec, publish)
     preparation.train_if_missing(workspace)
-    folder = ARTIFACTS / "bench" / workspace.spec.network.type
+    folder = ARTIFACTS / "bench" / _folder(spec)
     settings = ladder.Settings.quick() if quick else ladder.Settings()
     climb = ladder.Climb(workspace, chosen, settings, folder, lengths, device)
     with ExitStack() as stack:
@@ -95,6 +97,18 @@ def bench(
         say(f"wrote {path}")
 
 
+def _folder(spec: Spec) -> str:
+    """Where a model's figures go, among those of others."""
+    return spec.model.name if isinstance(spec, Sequence) else str(spec.network.type)
+
+
+def _check_published(spec: Spec, publish: bool) -> None:
+    if publish and isinstance(spec, Sequence):
+        raise LastrowError(
+            f"published are knowledge tracing's figures, and {spec.model.name} is none: leave out PUBLISH=1"
+        )
+
+
 @takes("spec", "checkpoint")
 def bench_peers(
     choice: Choice,
@@ -107,8 +121,11 @@ def bench_peers(
     from build.repository import assembly
 
     workspace = choice.open()
+    _check_published(workspace.spec, publish)
     preparation.train_if_missing(workspace)
     folder = ARTIFACTS / "bench" / "peers"
+    if isinstance(workspace.spec, Sequence):
+        folder = folder / _folder(workspace.spec)
     built = assembly.build(workspace.spec, workspace.checkpoint, folder / "models")
     rounds, turn_s = (1, 1.0) if quick else (5, 2.0)
     with bar("peers") as update:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -18,10 +19,10 @@ from build import ROOT
 from build.analyzer import page, profile, result, sweep, tuning
 from build.analyzer.result import Point, Setting
 from build.analyzer.tuning import Gain
-from build.bench import contest
+from build.bench import contest, variant
 from build.bench.contest import Contender
 from build.repository import config, manifest
-from build.repository.workspace import Workspace
+from build.repository.workspace import PRESETS, Workspace
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 from ensemble.tables import CORE
@@ -144,6 +145,67 @@ def test_perf_analyzer_gets_valid_learners(small_spec: Spec, part: profile.Part,
         ids, responses = (request[tensor.name]["content"] for tensor in asked.input[:2])
         assert all(0 <= number < spec.model.problems for number in ids)
         assert set(responses) <= {0, 1}
+
+
+@pytest.fixture
+def sequence() -> Spec:
+    """A preset of the next item that also takes its user's age, and how far behind each item lies."""
+    made = variant.table(Spec.read(PRESETS["sasrec"]))
+    made["history"]["gaps"] = {"dtype": "FP32", "shape": [2]}
+    made["context"] |= {"age": {"values": [1, 99]}, "note": {"values": [0, 9], "optional": True}}
+    made["inputs"] |= {"gaps": {"from": "gaps"}, "age": {"from": "age"}}
+    return Spec.model_validate(made)
+
+
+@pytest.mark.parametrize("part", ["ensemble", "core"])
+def test_perf_analyzer_gets_what_any_model_is_asked(sequence: Spec, part: profile.Part):
+    asked = profile.histories(sequence)
+    requests = json.loads(profile.request(sequence, part, asked))["data"]
+    assert len(requests) == len(asked) == profile.LEARNERS
+    message = config.repository(sequence)[sequence.model.name if part == "ensemble" else CORE]
+    # Every answer is asked for, so that what one of them is made of is there; what none needs is left out.
+    wanted = {tensor.name: tensor for tensor in message.input if tensor.name != "note"}
+    for request in requests:
+        assert set(request) == set(wanted)
+        for name, tensor in wanted.items():
+            shape, content = request[name]["shape"], request[name]["content"]
+            assert all(dim in (-1, size) for dim, size in zip(tensor.dims, shape, strict=True))
+            assert len(content) == math.prod(shape)
+            assert not any(isinstance(value, list) for value in content)
+        if part == "ensemble":
+            assert all(1 <= number <= 10000 for number in request["item_ids"]["content"])
+            assert 1 <= request["age"]["content"][0] <= 99
+            assert len(request["gaps"]["content"]) == 2 * len(request["item_ids"]["content"])
+            assert request["candidate_ids"]["content"]
+    assert len({len(request[next(iter(wanted))]["content"]) for request in requests}) > 1
+
+
+@pytest.mark.parametrize("wanted", profile.PROFILES, ids=lambda p: p.name)
+def test_every_configuration_is_of_any_models_own_steps(sequence: Spec, wanted: profile.Profile):
+    paths = profile.Paths(Path("models"), Path("work"), Path("input.json"))
+    text = profile.render(wanted, sequence, paths)
+    read, models = yaml.safe_load(text), config.repository(sequence)
+    assert "learner" not in text.lower()
+    (profiled,) = read["profile_models"]
+    assert profiled in models
+    if wanted.part == "ensemble" and wanted.search != "quick":
+        counted = {
+            step: values["model_config_parameters"]["instance_group"][0]
+            for entry in read["ensemble_composing_models"]
+            for step, values in entry.items()
+        }
+        assert set(counted) == set(models) - {sequence.model.name}
+        assert counted["preprocess"]["count"] == [1, 2]
+        assert counted["core_candidate_scores"] == {"kind": "KIND_GPU" if wanted.gpu else "KIND_CPU", "count": [1]}
+
+
+def test_steps_that_share_their_settings_come_out_alike(sequence: Spec):
+    counted = {step: 2 if step == "postprocess" else 1 for step in profile.steps(sequence)}
+    applied = Setting(tuple(counted.items()), 100, 8).applied(sequence)
+    assert (applied.steps.postprocess.instances, applied.steps.core.instances) == (2, 1)
+    assert (applied.batching.max_batch_size, applied.steps.core.queue_delay_us) == (8, 100)
+    found = dict(Setting.of(applied).instances)
+    assert found == counted | {step: 2 for step in counted if step.startswith("postprocess")}
 
 
 @given(

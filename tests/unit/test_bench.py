@@ -14,14 +14,14 @@ import pytest
 import tomlkit
 import torch
 
-from build.bench import costs, load, origin, publication, statistic
+from build.bench import costs, load, origin, publication, question, reply, statistic, variant
 from build.bench.caller import full_windows
 from build.bench.ladder import figures, ladder, local, report, rung, waterfall
 from build.bench.ladder.ladder import hops
 from build.bench.peers import comparison, peer
 from build.bench.peers import report as peers
 from build.core.reduce.cost import RATES
-from build.repository.workspace import Workspace
+from build.repository.workspace import PRESETS, Workspace
 from ensemble.learners.history import History, windows
 from ensemble.spec import Spec
 
@@ -266,3 +266,73 @@ def test_the_rates_are_fitted_to_the_published_costs_and_put_the_models_in_order
     for name, rate in costs.fit(models).items():
         assert RATES[name] == pytest.approx(rate, rel=0.06, abs=1e-6), name
     assert costs.correlation([m["ms"] for m in models], [costs.predicted(m) for m in models]) >= 0.9
+
+
+def sequence(**keys: object) -> Spec:
+    return variant.changed(Spec.read(PRESETS["sasrec"]), **keys)
+
+
+def test_a_ladder_of_any_model_is_in_its_words_and_says_why_a_rung_is_none_of_its():
+    made = rung.rungs(sequence())
+    skipped = {r.name: r.skipped for r in made if r.skipped and not r.number.startswith("11")}
+    assert set(skipped) == {
+        "PyTorch eager, logits", "PyTorch, last row", "row in postprocess", "length-aware core", "shared memory",
+    }  # fmt: skip
+    assert "users a request" in {r.name for r in made}
+    assert not any(word in f"{r.name} {r.change} {r.skipped}" for r in made for word in ("learner", "problem", "{"))
+    assert [r.number for r in rung.select("13", made)] == ["13"]
+    with pytest.raises(rung.RungError, match="there are 0 to 13 and floor"):
+        rung.select("14", made)
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "why"),
+    [
+        ({"model__buckets": []}, "widths", "there is one width"),
+        ({"model__padding": "none", "model__buckets": []}, "users a request", "unequal length are not sent together"),
+        ({"history": {"item_ids": {"dtype": "FP32", "shape": [3]}}, "context": {}, "answer": [{"name": "scores"}]},
+         "INT32", "is an integer"),
+        ({"answer": [{"name": "scores"}]}, "picked columns", "no other answer picks columns"),
+        ({"answer": [{"name": "next_items", "chain": [{"top": 10}]}]}, "picked columns", "no other answer picks columns"),
+    ],
+)  # fmt: skip
+def test_a_rung_that_a_spec_has_no_use_for_is_left_out_by_name(keys: dict[str, object], name: str, why: str):
+    (found,) = [r for r in rung.rungs(sequence(**keys)) if r.name == name]
+    assert found.skipped is not None
+    assert why in found.skipped
+    (other,) = [r for r in rung.rungs(sequence(model__padding="right")) if r.name == name]
+    assert other.skipped is None
+
+
+def test_each_repository_of_any_model_is_the_one_before_plus_one_change():
+    made = rung.variants(sequence(model__padding="right"))
+    order = ["naive", "delay", "head", "int32", "length", "widths"]
+    changes = [differing(made[a].spec.model_dump(), made[b].spec.model_dump()) for a, b in itertools.pairwise(order)]
+    assert changes[:2] == [set(), set()]
+    assert changes[2] == {"history.item_ids.dtype", "context.candidate_ids.dtype", "inputs.item_ids.dtype"}
+    assert changes[3:] == [{"reduce.length_aware"}, {"model.buckets"}]
+    assert made["naive"].naive_delay_us == 100_000
+
+
+def test_questions_are_as_the_contract_has_them_and_pad_each_other():
+    spec = sequence()
+    asked = question.drawn(spec, [3, 1])
+    assert [set(one) for one in asked] == [{"item_ids"}, {"item_ids"}]
+    request = question.together(spec, asked)
+    assert spec.contract.check(request).tolist() == [3, 1]
+    assert request["item_ids"][1, 1:].tolist() == [-1, -1]
+    with_candidates = question.drawn(spec, [3], spec.answers)
+    assert set(with_candidates[0]) == {"item_ids", "candidate_ids"}
+
+
+def test_an_answer_is_apart_by_what_it_says_and_not_by_the_order_of_equals():
+    (whole,) = [made for made in sequence().answers if made.tensors[0].name == "scores"]
+    (top,) = [made for made in sequence().answers if len(made.tensors) == 2]
+    row = np.array([0.0, 2.0, 4.0, 2.0])
+    wanted = reply.Expected(np.array([[2, 4.0], [1, 2.0]]), row)
+    assert reply.apart(top, np.array([[2, 4.0], [3, 2.0]]), wanted) == 0
+    assert reply.apart(top, np.array([[2, 4.0], [0, 2.0]]), wanted) == pytest.approx(0.5)
+    assert reply.apart(top, np.array([[2, 4.0], [2, 4.0]]), wanted) == np.inf
+    assert reply.apart(top, np.array([[2, 4.0], [-1, 0.0]]), wanted) == np.inf
+    assert reply.apart(whole, row + 0.04, reply.Expected(row, row)) == pytest.approx(0.01)
+    assert reply.apart(whole, row[:3], reply.Expected(row, row)) == np.inf

@@ -18,6 +18,7 @@ from build.server.backends.onnxruntime.lastrow_onnxruntime import binding, setti
 from build.server.backends.onnxruntime.lastrow_onnxruntime.errors import ConfigError
 from ensemble.contract import narrowest
 from ensemble.errors import LastrowError
+from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.spec import Spec
 from ensemble.tables import CORE
 
@@ -51,7 +52,7 @@ class Asked:
         return answer
 
 
-def ask(kind: str, spec: Spec, checkpoint: Path, core: Path) -> Asked:
+def ask(kind: str, spec: KnowledgeTracing, checkpoint: Path, core: Path) -> Asked:
     """What a rung's kind names: "gpu-onnxruntime", or "gpu-" and words of eager, compile, graphs, last, half.
 
     Raises:
@@ -65,7 +66,7 @@ def ask(kind: str, spec: Spec, checkpoint: Path, core: Path) -> Asked:
 
 
 def _torch(
-    words: list[str], spec: Spec, checkpoint: Path, stream: torch.cuda.Stream
+    words: list[str], spec: KnowledgeTracing, checkpoint: Path, stream: torch.cuda.Stream
 ) -> Callable[[list[Array]], Callable[[], Array]]:
     from build.model import checkpoint as checkpoints
     from build.model.network import Network
@@ -114,7 +115,9 @@ def _torch(
     return replay if "graphs" in words else run
 
 
-def _core(spec: Spec, core: Path, stream: torch.cuda.Stream) -> Callable[[list[Array]], Callable[[], Array]]:
+def _core(
+    spec: KnowledgeTracing, core: Path, stream: torch.cuda.Stream
+) -> Callable[[list[Array]], Callable[[], Array]]:
     """The core through the embedded backend's own session and buffers; its narrowest width, as the first step chooses it."""
     configuration = as_triton_says(spec)
     (cuda,) = (

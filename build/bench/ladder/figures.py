@@ -33,6 +33,7 @@ class Figures:
 
     def __init__(self, report: dict[str, Any]) -> None:
         self.report = report
+        self.words = report["model"]["words"]  # what the model calls a history, and several
         self.full = str(report["model"]["window"])
         self.busiest = str(max(report["settings"]["concurrencies"]))
 
@@ -54,7 +55,7 @@ class Figures:
         return self.rung("tuned") or (self.served()[-1] if self.served() else None)
 
     def best_batch(self) -> tuple[int, float] | None:
-        """ONNX Runtime's own best: learners at once, and learners a second."""
+        """ONNX Runtime's own best: histories at once, and histories a second."""
         rates = {int(size): int(size) / ms * 1e3 for size, ms in self.report["onnxruntime_batches_ms"].items()}
         return max(rates.items(), key=lambda item: item[1]) if rates else None
 
@@ -77,18 +78,21 @@ class Figures:
             found[f"{label} minus ONNX Runtime in process, ms"] = one["p50_ms"] - floor["p50_ms"]
         if floor and core:
             found["of which the core over gRPC alone, ms"] = core["p50_ms"] - floor["p50_ms"]
-        mix = self.cell(top["name"], "mix")
-        if mix and eager:
+        mix, alike = self.cell(top["name"], "mix"), self.cell("PyTorch eager", "mix")
+        if mix and eager and self.report["model"]["padded"]:
             found[f"real lengths: {label} over local PyTorch padded to the window"] = mix["p50_ms"] / eager["p50_ms"]
+        elif mix and alike:
+            found[f"mixed lengths: {label} over local PyTorch on the same"] = mix["p50_ms"] / alike["p50_ms"]
         eighth = self.cell("int8")
         if eighth and eager:
             found["int8 over local PyTorch"] = eighth["p50_ms"] / eager["p50_ms"]
         found |= self.on_a_gpu()
         best = self.best_batch()
+        one_a_request, many = f"one {self.words['history']} a request", self.words["histories"]
         for name, who in (
-            ("tuned", "one learner a request"),
-            ("learners a request", "8 learners a request"),
-            ("int8", "one learner a request, int8"),
+            ("tuned", one_a_request),
+            (f"{many} a request", f"8 {many} a request"),
+            ("int8", f"{one_a_request}, int8"),
         ):
             busy = self.cell(name, concurrency=self.busiest)
             if best and busy and self.busiest != "1":
@@ -98,7 +102,7 @@ class Figures:
         return found
 
     def on_a_gpu(self) -> dict[str, float]:
-        """Ratios of device times, by CUDA events, and of what a client waits; all of one learner."""
+        """Ratios of device times, by CUDA events, and of what a client waits; all of one history."""
         found = {}
         for what, name, other, load in GPU_RATIOS:
             one, two = self.cell(name, load), self.cell(other, load)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,25 +14,35 @@ import numpy as np
 import tomlkit
 import tritonclient.grpc as grpcclient
 
-from build.bench import contest, load, origin
-from build.bench.caller import Caller, CoreClient, EnsembleClient, EnsembleHttp, NaiveHttp, answers_of, full_windows
+from build.bench import contest, load, origin, question, reply
+from build.bench.caller import (
+    Caller,
+    EnsembleClient,
+    answers_of,
+    difference,
+    full_windows,
+    of_ensemble,
+    of_part,
+)
 from build.bench.cell import Cell
 from build.bench.ladder.local import BATCHES, Local, LocalError
 from build.bench.ladder.rung import Rung, candidates, in_int8, names, on_a_gpu, variants
-from build.bench.variant import NAIVE, Variant, build
+from build.bench.question import Question
+from build.bench.reply import Expected
+from build.bench.variant import NAIVE, Variant, build, naive_tensors, table
+from build.core.inference import Inference
 from build.core.parity import ParityError, probabilities, tolerance
 from build.core.precision import PrecisionError
-from build.model.interactions import read_folds
-from build.repository import config
+from build.core.reduce.file import load as load_model
 from build.repository.workspace import Workspace
 from build.server import Server, find
 from ensemble.errors import LastrowError
-from ensemble.learners.history import History
-from ensemble.spec import Spec
-from ensemble.tables import CORE, POSTPROCESS, PREPROCESS
+from ensemble.knowledge_tracing import KnowledgeTracing
+from ensemble.sequence import Sequence as SequenceSpec
+from ensemble.spec import Answer, Spec
+from ensemble.tables import CORE, Tensor
 
 MIX = "mix"
-MIXED = 64  # learners that are drawn for the mix of lengths
 TUNING_ROUNDS = 3
 Progress = Callable[[float | None, str], None]
 
@@ -67,8 +78,9 @@ class Climb:
         lengths: Path | None = None,
         device: str | None = None,
     ) -> None:
-        """lengths: a folder of real learners, as long as whom the mix's are. device: "cpu" leaves out rung 11."""
+        """lengths: a folder of real learners, for knowledge tracing's mix of lengths. device: "cpu" leaves out rung 11."""
         self.workspace = workspace
+        self._spec = workspace.spec
         self.settings = settings
         self.origin = origin.record()
         self.folder = folder
@@ -83,9 +95,9 @@ class Climb:
         self._callers: dict[str, list[Caller]] = {}
         self.loads = {
             str(workspace.spec.model.window): full_windows(workspace.spec),
-            MIX: mix(workspace, lengths or workspace.data),
+            MIX: question.mix(workspace, lengths or workspace.data),
         }
-        self._real = (lengths or workspace.data) is not None
+        self._real = isinstance(workspace.spec, KnowledgeTracing) and (lengths or workspace.data) is not None
 
     @contextmanager
     def ready(self, progress: Progress) -> Iterator[None]:
@@ -93,12 +105,16 @@ class Climb:
         with ExitStack() as stack:
             wanted = names(self.rungs)
             made = variants(self.workspace.spec)
+            core = build(made["widths"], self.workspace.checkpoint, self.folder / "widths")
             if "tuned" in wanted:
                 progress(None, "tune instances and threads")
-                made["tuned"] = Variant(self._tune(progress))
+                made["tuned"] = Variant(self._tune(core, progress))
+                contest.lend(core, self.folder / "tuned", made["tuned"].spec)
             below = made.get("tuned", made["widths"]).spec
             made |= on_a_gpu(below) | {"int8": in_int8(below)}
-            for name in wanted:
+            if isinstance(below, SequenceSpec) and not _has_lstm(core):
+                self.rungs = [_skipped(r, "the core has no LSTM") if r.variant == "int8" else r for r in self.rungs]
+            for name in names(self.rungs):
                 progress(None, f"build and start: {name}")
                 try:
                     repository = build(made[name], self.workspace.checkpoint, self.folder / name)
@@ -117,7 +133,6 @@ class Climb:
                 self._servers[name], self._specs[name] = server, made[name].spec
                 self._statistics[name] = grpcclient.InferenceServerClient(server.grpc_url)
                 stack.callback(self._statistics[name].close)
-            core = build(made["widths"], self.workspace.checkpoint, self.folder / "widths")
             for rung in [rung for rung in self.rungs if rung.local and rung.skipped is None]:
                 assert rung.local is not None
                 progress(None, f"start: {rung.name}")
@@ -125,9 +140,8 @@ class Climb:
                 if rung.variant:
                     repository = build(made[rung.variant], self.workspace.checkpoint, self.folder / rung.variant)
                     spec_file = self.folder / f"{rung.variant}.toml"
-                    table = made[rung.variant].spec.model_dump(mode="json", exclude_none=True)
-                    spec_file.write_text(tomlkit.dumps(table), encoding="utf-8")
-                model = repository / CORE / "1" / "model.onnx"
+                    spec_file.write_text(tomlkit.dumps(table(made[rung.variant].spec)), encoding="utf-8")
+                model = repository / reply.core_of(self._spec, reply.whole(self._spec)).step / "1" / "model.onnx"
                 try:
                     local = Local(rung.local, spec_file, self.workspace.checkpoint, model)
                 except LocalError as e:
@@ -139,7 +153,7 @@ class Climb:
             for server in self._servers.values():
                 stack.callback(server.wake)  # a client's end waits for its server
             progress(None, "compare answers")
-            self._compare(core / CORE / "1" / "model.onnx")
+            self._compare(core)
             for server in self._servers.values():
                 server.rest()
             yield
@@ -175,10 +189,12 @@ class Climb:
             **self.origin,
             "model": {
                 "network": spec.network.type,
-                "problems": spec.model.problems,
+                "title": reply.title(spec),
                 "window": spec.model.window,
-                "learners": "real" if self._real else "simulated",
-                "mix_median": int(np.median([len(h) for h in self.loads[MIX]])),
+                "padded": not isinstance(spec, SequenceSpec) or spec.contract.left,  # whether local PyTorch is
+                "words": spec.contract.words._asdict(),
+                "lengths": "real" if self._real else "simulated",
+                "mix_median": int(np.median([question.steps(asked) for asked in self.loads[MIX]])),
             },
             "settings": {
                 "rounds": self.settings.rounds,
@@ -207,12 +223,12 @@ class Climb:
             found["hops_bytes"] = hops(self._specs[rung.variant], rung)
         return found
 
-    def _tune(self, progress: Progress) -> Spec:
+    def _tune(self, core: Path, progress: Progress) -> Spec:
         """The candidate of the highest throughput among those whose p50 is within a tenth of the lowest; all in turns."""
         specs = candidates(self.workspace.spec, quick=self.settings.rounds < Settings().rounds)
         full, folder = self.loads[str(self.workspace.spec.model.window)], self.folder / "candidates"
         seconds = self.settings.tuning_s
-        found = contest.run(specs, self.workspace.checkpoint, folder, full, TUNING_ROUNDS, seconds, progress)
+        found = contest.run(specs, self.workspace.checkpoint, folder, full, TUNING_ROUNDS, seconds, progress, core)
         lowest = min(contender.p50_ms for contender in found)
         best = max((c for c in found if c.p50_ms <= 1.1 * lowest), key=lambda contender: contender.throughput)
         self.tuning = [
@@ -232,19 +248,35 @@ class Climb:
         Raises:
             LadderError: one does not.
         """
-        learners = [h for histories in self.loads.values() for h in histories[:4]]
-        expected = answers_of(core, self.workspace.spec, learners)
+        spec = self._spec
+        asked = [one for questions in self.loads.values() for one in questions[:4]]
+        author = self._author() if isinstance(spec, SequenceSpec) else None
+        whose = "ONNX Runtime's answer" if author is None else f"what {author.name} answers as its author asks it"
         for rung in [rung for rung in self.rungs if rung.local is None and rung.skipped is None]:
             key, allowed = tolerance(self._specs[rung.variant])
+            answer = self._answer(rung)
+            expected = answers_of(core, spec, asked) if author is None else _by_author(author, answer, asked)
             (caller,) = self._connected(rung, 1)
-            for history, answer in zip(learners, expected, strict=True):
-                (served,) = caller.ask([history])
-                difference = np.abs((probabilities(served) if rung.part == "core" else served) - answer).max()
-                if not difference <= allowed:
+            for one, wanted in zip(asked, expected, strict=True):
+                (served,) = caller.ask([one])
+                if author is None and rung.part == "core":
+                    served = probabilities(served)
+                off = difference(spec, served, wanted, answer)
+                if not off <= allowed:
                     raise LadderError(
-                        f"rung {rung.number}, {rung.name}, is {difference:.1e} off ONNX Runtime's answer; allowed is "
-                        f"{allowed:.0e} ({key})"
+                        f"rung {rung.number}, {rung.name}, is {off:.1e} off {whose}; allowed is {allowed:.0e} ({key})"
                     )
+
+    def _author(self) -> Inference:
+        from build.model import checkpoint as checkpoints
+
+        spec, checkpoint = reply.sequence(self._spec), self.workspace.checkpoint
+        own = spec.network.type == "onnx"
+        return Inference.of(None if own else checkpoints.load(checkpoint, spec), checkpoint, spec)
+
+    def _answer(self, rung: Rung) -> Answer:
+        """Which answer a rung is asked for."""
+        return (reply.picked(self._spec) if rung.picked else None) or reply.whole(self._spec)
 
     def _time_local(self, rung: Rung, kind: str, cell: Cell) -> None:
         local = self._locals[rung.name]
@@ -263,18 +295,19 @@ class Climb:
 
     def _time_served(self, rung: Rung, kind: str, concurrency: int, cell: Cell, first: bool) -> None:
         most = self._specs[rung.variant].batching.max_batch_size
-        size = min(rung.learners_a_request, most) if concurrency > 1 else 1
-        learners = self.loads[kind]
+        size = min(rung.together, most) if concurrency > 1 else 1
+        asked_for = self.loads[kind]
         if rung.part != "ensemble" or self._specs[rung.variant].shortest_history:
-            learners = [h for h in learners if len(h)]
+            asked_for = [one for one in asked_for if question.steps(one)]
         server = self._servers[rung.variant]
         server.wake()  # a connection over shared memory is registered there
         callers = self._connected(rung, concurrency)
         if first:
-            load.run(callers, learners, size, 0.0, warm_up=2)
-        asked = {"naive": NAIVE, "core": CORE, "ensemble": self.workspace.spec.model.name}[rung.part]
+            load.run(callers, asked_for, size, 0.0, warm_up=2)
+        core = reply.core_of(self._spec, self._answer(rung)).step
+        asked = {"naive": NAIVE, "core": core, "ensemble": self._spec.model.name}[rung.part]
         connection = self._statistics[rung.variant]
-        cell.measure(server, connection, callers, learners, self.settings.turn_s, asked, size)
+        cell.measure(server, connection, callers, asked_for, self.settings.turn_s, asked, size)
 
     def _connected(self, rung: Rung, count: int) -> list[Caller]:
         callers = self._callers.setdefault(rung.name, [])
@@ -290,39 +323,59 @@ class Climb:
 
 def connect(rung: Rung, server: Server, spec: Spec) -> Caller:
     """A caller of the rung's kind."""
-    if rung.part == "core":
-        return CoreClient(server.grpc_url, spec)
-    if rung.transport == "http":
-        return (NaiveHttp if rung.part == "naive" else EnsembleHttp)(server.http_url, spec)
-    return EnsembleClient(server.grpc_url, spec, shared_memory=rung.transport == "shared memory")
+    answer = reply.picked(spec) if rung.picked else None
+    if rung.transport == "shared memory":
+        return EnsembleClient(server.grpc_url, spec, shared_memory=True)
+    if rung.part == "ensemble" and rung.transport == "grpc":
+        return of_ensemble(server.grpc_url, spec, answer)
+    http = rung.transport == "http"
+    return of_part(server.http_url if http else server.grpc_url, spec, rung.part, http, answer)
 
 
 def hops(spec: Spec, rung: Rung) -> dict[str, int]:
-    """Bytes of the tensors on each way, for one learner of a full window."""
-    configs = config.repository(spec)
+    """Bytes of the tensors on each way, for one history of a full window."""
     window = spec.model.window
-    sizes = {"TYPE_INT64": 8, "TYPE_INT32": 4, "TYPE_FP32": 4, "TYPE_FP16": 2}
+    sizes = {"INT64": 8, "INT32": 4, "FP32": 4, "FP16": 2, "BOOL": 1}
+    answer = (reply.picked(spec) if rung.picked else None) or reply.whole(spec)
+    core = reply.core_of(spec, answer)
 
-    def size(tensors: Sequence[Any]) -> int:
+    def size(tensors: Iterable[Tensor]) -> int:
         return sum(
-            sizes[type(t).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[t.data_type].name]
-            * int(np.prod([window if dim == -1 else dim for dim in t.dims]))
+            sizes[t.dtype] * math.prod(window if dim == -1 else dim for dim in spec.dims(t))
             for t in tensors
+            if not t.optional
         )
 
-    core = configs[CORE]
+    if rung.part == "naive" and isinstance(spec, SequenceSpec):
+        taken, answered = naive_tensors(spec)
+        return {"request": size(taken), "reply": size(answered)}
     if rung.part != "ensemble":
-        return {"request": size(core.input), "reply": size(core.output)}
+        return {"request": size(core.inputs), "reply": size([answer.of])}
     return {
-        "request": size(configs[PREPROCESS].input),
-        "preprocess to core": size(core.input),
-        "core to postprocess": size(core.output),
-        "reply": size(configs[POSTPROCESS].output),
+        "request": size(spec.requested),
+        "preprocess to core": size(core.inputs),
+        "core to postprocess": size([answer.of]),
+        "reply": size(answer.tensors),
     }
+
+
+def _by_author(author: Inference, answer: Answer, asked: Sequence[Question]) -> list[Expected]:
+    return [reply.by_author(author, answer, question.together(author.spec, [one]))[0] for one in asked]
+
+
+def _has_lstm(repository: Path) -> bool:
+    return any(node.op_type == "LSTM" for node in load_model(repository / CORE / "1" / "model.onnx").graph)
+
+
+def _skipped(rung: Rung, why: str) -> Rung:
+    """The rung, with this reason where it has none of its own."""
+    return replace(rung, skipped=rung.skipped or why)
 
 
 def _possible(rung: Rung, workspace: Workspace, device: str | None) -> Rung:
     """The rung, skipped by name where it cannot be climbed."""
+    if rung.skipped is not None:
+        return rung
     if rung.number.startswith("11"):
         import torch
 
@@ -334,12 +387,3 @@ def _possible(rung: Rung, workspace: Workspace, device: str | None) -> Rung:
     if needs_torch and workspace.spec.network.type == "onnx":
         return replace(rung, skipped="an ONNX file is all there is of this model")
     return rung
-
-
-def mix(workspace: Workspace, lengths: Path | None) -> list[History]:
-    """Learners whose histories are as long as those of a folder's learners; without one, as the simulated ones'."""
-    learners = [history for fold in (read_folds(lengths) if lengths else workspace.folds()) for history in fold]
-    rng = np.random.default_rng(0)
-    drawn = rng.choice([len(h) for h in learners if len(h)], MIXED)
-    problems = workspace.spec.model.problems
-    return [History(str(n), rng.integers(0, problems, k), rng.integers(0, 2, k)) for n, k in enumerate(drawn)]

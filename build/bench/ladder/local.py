@@ -16,14 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tritonclient.utils import triton_to_np_dtype
 
 from build import ROOT
+from build.bench.question import Question, drawn, together
 from ensemble.errors import LastrowError
+from ensemble.knowledge_tracing import KnowledgeTracing, narrowed
 from ensemble.learners.history import History, windows
+from ensemble.sequence import Sequence as SequenceSpec
 from ensemble.spec import Spec
 
-BATCHES = (1, 2, 4, 8, 16, 32)  # learners at once, of which ONNX Runtime's best is looked for
+BATCHES = (1, 2, 4, 8, 16, 32)  # histories at once, of which ONNX Runtime's best is looked for
 WARM_UP = 2
+Prepare = Callable[[Sequence[Question]], Any]  # makes of questions what is asked
+Ask = Callable[[Any], object]
 
 
 class LocalError(LastrowError):
@@ -54,10 +60,10 @@ class Local:
         self._read()
         self._rest()
 
-    def times(self, histories: Sequence[History], size: int, calls: int) -> list[float]:
-        """Milliseconds of each of `calls` calls, each with `size` learners; the first ones, still cold, are left out."""
+    def times(self, questions: Sequence[Question], size: int, calls: int) -> list[float]:
+        """Milliseconds of each of `calls` calls, each with `size` questions; the first ones, still cold, are left out."""
         request = {
-            "histories": [[h.problem_ids.tolist(), h.responses.tolist()] for h in histories],
+            "questions": [_as_lists(question) for question in questions],
             "size": size,
             "calls": calls,
         }
@@ -96,7 +102,20 @@ class Local:
         return answer
 
 
-def _torch(kind: str, spec: Spec, checkpoint: Path) -> Callable[[list[np.ndarray]], object]:
+def _as_lists(question: Question) -> Any:
+    if isinstance(question, History):
+        return [question.problem_ids.tolist(), question.responses.tolist()]
+    return {name: value.tolist() for name, value in question.items()}
+
+
+def _of_lists(spec: Spec, given: Any) -> Question:
+    if isinstance(given, list):
+        return History("0", *map(np.array, given))
+    types = {tensor.name: triton_to_np_dtype(tensor.dtype) for tensor in spec.requested}
+    return {name: np.array(value, types[name]) for name, value in given.items()}
+
+
+def _torch(kind: str, spec: KnowledgeTracing, checkpoint: Path) -> Ask:
     import torch
 
     from build.model import checkpoint as checkpoints
@@ -121,7 +140,7 @@ def _torch(kind: str, spec: Spec, checkpoint: Path) -> Callable[[list[np.ndarray
     return ask
 
 
-def _onnxruntime(spec: Spec, core: Path) -> Callable[[list[np.ndarray]], object]:
+def _onnxruntime(spec: KnowledgeTracing, core: Path) -> Ask:
     import onnxruntime as ort
 
     session = ort.InferenceSession(str(core), providers=["CPUExecutionProvider"])
@@ -133,31 +152,70 @@ def _onnxruntime(spec: Spec, core: Path) -> Callable[[list[np.ndarray]], object]
     return ask
 
 
+def _knowledge_tracing(kind: str, spec: KnowledgeTracing, checkpoint: Path, core: Path) -> tuple[Prepare, Ask]:
+    from build.bench.ladder import device
+
+    # PyTorch is padded to the window, as a model that was trained on windows is asked; the core stops by itself.
+    def prepare(questions: Sequence[Question]) -> list[np.ndarray]:
+        return list(windows([each for each in questions if isinstance(each, History)], [spec.model.window]))
+
+    if kind.startswith(device.PREFIX):
+        return prepare, device.ask(kind, spec, checkpoint, core)
+    if kind == "onnxruntime":
+        return prepare, _onnxruntime(spec, core)
+    return prepare, _torch(kind, spec, checkpoint)
+
+
+def _sequence(kind: str, spec: SequenceSpec, checkpoint: Path, core: Path) -> tuple[Prepare, Ask]:
+    """Any sequence model: as its author asks it, the row and the answer taken out included; or its core."""
+    from build.bench import reply
+    from build.core.inference import Inference
+    from build.core.served import Served, types
+
+    answer, contract = reply.whole(spec), spec.contract
+    if kind == "onnxruntime":
+        import onnxruntime as ort
+
+        session = ort.InferenceSession(str(core), providers=["CPUExecutionProvider"])
+        taken = {entry.name for entry in session.get_inputs()}
+
+        def prepare(questions: Sequence[Question]) -> dict[str, np.ndarray]:
+            request = together(spec, questions)
+            fed = contract.feed(request, contract.check(request), types(spec))
+            return {name: value for name, value in fed.items() if name in taken}
+
+        return prepare, lambda fed: session.run([answer.of.name], fed)
+    import torch
+
+    from build.model import checkpoint as checkpoints
+
+    module: Any = checkpoints.load(checkpoint, spec).eval()
+    if kind == "compile":
+        module = torch.compile(module)
+    author = Inference(spec, Served(module, spec))
+    return (lambda questions: together(spec, questions)), lambda request: reply.by_author(author, answer, request)
+
+
 def main(kind: str, spec_file: str, checkpoint: str, core: str) -> None:
     """Load, say that it is ready, then answer each line of stdin with the times that it took."""
     from build.bench.ladder import device
 
     spec = Spec.read(spec_file)
-    ask: Callable[[list[np.ndarray]], object]
-    if kind.startswith(device.PREFIX):
-        ask = device.ask(kind, spec, Path(checkpoint), Path(core))
-    elif kind == "onnxruntime":
-        ask = _onnxruntime(spec, Path(core))
+    files = Path(checkpoint), Path(core)
+    if isinstance(spec, SequenceSpec):
+        prepare, ask = _sequence(kind, spec, *files)
     else:
-        ask = _torch(kind, spec, Path(checkpoint))
-    # PyTorch is padded to the window, as a model that was trained on windows is asked; the core stops by itself.
-    nothing = np.zeros(spec.model.window, np.int32)
-    ask(list(windows([History("0", nothing, nothing)], [spec.model.window])))
+        prepare, ask = _knowledge_tracing(kind, narrowed(spec), *files)
+    ask(prepare(drawn(spec, [spec.model.window])))
     print(json.dumps({"ready": os.getpid()}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        histories = [History("0", *map(np.array, pair)) for pair in request["histories"]]
+        questions = [_of_lists(spec, given) for given in request["questions"]]
         size = request["size"]
         taken: list[float] = []
         on_device: list[float] = []
         for number in range(WARM_UP + request["calls"]):
-            learners = [histories[(number * size + n) % len(histories)] for n in range(size)]
-            given = list(windows(learners, [spec.model.window]))
+            given = prepare([questions[(number * size + n) % len(questions)] for n in range(size)])
             start = time.perf_counter()
             ask(given)
             taken.append((time.perf_counter() - start) * 1e3)

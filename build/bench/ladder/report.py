@@ -23,7 +23,7 @@ FOUR = {  # what the front page shows of the ladder, and what it calls it
 def table(report: dict[str, Any]) -> Table:
     """The ladder as it is shown in a terminal."""
     figures = Figures(report)
-    shown = Table(title=f"history of {figures.full}, one learner at a time, unless said")
+    shown = Table(title=f"history of {figures.full}, one {figures.words['history']} at a time, unless said")
     shown.add_column("rung")
     shown.add_column("change")
     for column in _columns(figures)[2:]:
@@ -43,7 +43,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         said.append(f"{title(rung)}: {parts} ms (wire and client {cell['wire_and_client_ms']:.2f})")
     best = figures.best_batch()
     if best:
-        said.append(f"ONNX Runtime by itself is fastest at {best[0]} learners at once: {best[1]:.0f} a second")
+        many = figures.words["histories"]
+        said.append(f"ONNX Runtime by itself is fastest at {best[0]} {many} at once: {best[1]:.0f} a second")
     for rung in report["rungs"]:
         cell = figures.cell(rung["name"])
         if cell and "device_p50_ms" in cell:
@@ -59,8 +60,8 @@ def section(report: dict[str, Any]) -> str:
     rows += [f"| {' | '.join(row)} |" for row in _rows(figures)]
     model, settings = report["model"], report["settings"]
     told = [
-        f"{model['network']}, {model['problems']:,} problems, history of {figures.full}; the mix is {model['learners']} "
-        f"learners' lengths, median {model['mix_median']}. Measured in one run of {settings['rounds']} interleaved rounds "
+        f"{model['title']}, history of {figures.full}; the mix is {model['lengths']} {figures.words['histories']}' "
+        f"lengths, median {model['mix_median']}. Measured in one run of {settings['rounds']} interleaved rounds "
         f"on {origin.sentence(report)}.",
         "",
         *rows,
@@ -72,14 +73,14 @@ def section(report: dict[str, Any]) -> str:
     top = figures.top()
     if top and top.get("hops_bytes"):
         hops = ", ".join(f"{name} {_size(size)}" for name, size in top["hops_bytes"].items())
-        told.append(f"- tensors of one learner on each way: {hops}")
+        told.append(f"- tensors of one {figures.words['history']} on each way: {hops}")
     return "\n".join(told) + "\n"
 
 
 def four_rows(report: dict[str, Any]) -> str:
     """The front page's section: the ends of the ladder, as far as they were climbed."""
     figures = Figures(report)
-    columns = ["p50 ms", "of local", "on the wire", f"learners/s at {figures.busiest}"]
+    columns = ["p50 ms", "of local", "on the wire", _columns(figures)[-1]]
     names = _columns(figures)
     shown = [names.index(column) for column in columns]
     rows = [
@@ -89,7 +90,7 @@ def four_rows(report: dict[str, Any]) -> str:
     ]
     model = report["model"]
     told = [
-        f"{model['network']}, {model['problems']:,} problems, history of {figures.full}, one learner a request; on "
+        f"{model['title']}, history of {figures.full}, one {figures.words['history']} a request; on "
         f"{origin.sentence(report)}.",
         "",
         f"| | {' | '.join(columns)} |",
@@ -110,7 +111,7 @@ def publish(report: dict[str, Any]) -> list[Path]:
 
 
 def _columns(figures: Figures) -> list[str]:
-    busiest = f"learners/s at {figures.busiest}"
+    busiest = f"{figures.words['histories']}/s at {figures.busiest}"
     return ["rung", "change", "p50 ms", "p95", "95 % interval", "of local", "on the wire", "mix p50", busiest]
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from build.bench.variant import Variant, changed
+from build.bench import reply
+from build.bench.caller import Part
+from build.bench.variant import Variant, changed, in_int64
 from ensemble.errors import LastrowError
+from ensemble.sequence import Sequence as SequenceSpec
 from ensemble.spec import Spec
 
 LONG_DELAY_US, SHORT_DELAY_US = 100_000, 100
@@ -18,7 +21,6 @@ WIDTHS = (64, 128, 256)  # of a core that computes them whole, beside the spec's
 GRAPH_BATCH_SIZES = (1, 2, 4, 8)
 
 Transport = Literal["http", "grpc", "shared memory"]
-Part = Literal["naive", "ensemble", "core"]
 
 
 class RungError(LastrowError):
@@ -35,7 +37,8 @@ class Rung:
         local: the process that answers instead of a server; "gpu-..." on a GPU (`build.bench.ladder.device`).
         variant: the repository that is served; rungs that differ in the client alone share it; locally, its core.
         part: which of its models is asked.
-        learners_a_request: how many learners each of the callers puts into a request; a caller alone sends one.
+        together: how many histories each of the callers puts into a request; a caller alone sends one.
+        picked: whether it is asked for the answer that picks columns, and not for the whole one.
     """
 
     number: str
@@ -45,11 +48,13 @@ class Rung:
     variant: str = ""
     transport: Transport = "grpc"
     part: Part = "ensemble"
-    learners_a_request: int = 1
+    together: int = 1
+    picked: bool = False
     skipped: str | None = None
 
 
-RUNGS = (
+# Of knowledge tracing, in its words; what is other for any sequence model stands in SEQUENCE, by name.
+_LADDER = (
     Rung("0", "PyTorch eager", "the whole forward on this machine: probabilities of every row", local="eager"),
     Rung("0", "PyTorch eager, logits", "without the sigmoid of every row", local="logits"),
     Rung("0", "PyTorch compiled", "torch.compile", local="compile"),
@@ -65,16 +70,16 @@ RUNGS = (
     Rung("8", "tuned", "instances and threads chosen for this machine, no queue delay", None, "tuned"),
     Rung(
         "9",
-        "learners a request",
-        "each of several callers sends 8 learners a request",
+        "{histories} a request",
+        "each of several callers sends 8 {histories} a request",
         None,
         "tuned",
-        learners_a_request=8,
+        together=8,
     ),
     Rung("10", "shared memory", "client and server on one host", None, "tuned", "shared memory"),
     Rung("11a", "CUDA", "the core on a GPU", None, "cuda"),
     Rung("11b", "I/O binding", "buffers on the GPU that stay", None, "bound"),
-    Rung("11c", "CUDA graphs", "captured at load, for 1, 2, 4, 8 learners and each width", None, "graphs"),
+    Rung("11c", "CUDA graphs", "captured at load, for 1, 2, 4, 8 {histories} and each width", None, "graphs"),
     Rung("11d", "half precision", "float16 weights and products", None, "half"),
     Rung("11e", "GPU: PyTorch eager", "the whole forward, probabilities of every row", "gpu-eager"),
     Rung("11e", "GPU: PyTorch compiled", "torch.compile", "gpu-compile"),
@@ -99,14 +104,86 @@ RUNGS = (
 )
 
 
-def select(text: str | None) -> list[Rung]:
-    """The rungs that RUNGS names: numbers, ranges and "floor" with commas between, e.g. "0,1,4-8,11c,floor"; all for None.
+def rungs(spec: Spec) -> tuple[Rung, ...]:
+    """The spec's ladder, in its words. What makes no sense for it is there too, skipped, with why."""
+    made = list(_LADDER)
+    if isinstance(spec, SequenceSpec):
+        changes, left_out = _changes(spec), _left_out(spec)
+        made = [
+            replace(r, change=changes.get(r.name, r.change), skipped=left_out.get(r.number) or left_out.get(r.name))
+            for r in made
+        ]
+        floors = next(number for number, rung in enumerate(made) if rung.number == FLOOR)
+        made.insert(floors, _picking(spec))
+    words = spec.contract.words._asdict()
+    return tuple(replace(r, name=r.name.format(**words), change=r.change.format(**words)) for r in made)
+
+
+def _picking(spec: SequenceSpec) -> Rung:
+    """The rung that asks for some columns, where others ask for all."""
+    plain = Rung("13", "picked columns", "some columns and their ids in place of all", None, "tuned", picked=True)
+    answer = reply.picked(spec)
+    if answer is None:
+        return replace(plain, skipped="no other answer picks columns")
+    names = " and ".join(tensor.name for tensor in answer.tensors)
+    return replace(
+        plain, change=f"{names}, {answer.tensors[0].shape[0]} of each, in place of {reply.whole(spec).tensors[0].name}"
+    )
+
+
+def _changes(spec: SequenceSpec) -> dict[str, str]:
+    """By rung what is said of it where the model is not knowledge tracing's."""
+    asked = "padded in front to the window" if spec.model.padding == "left" else "as long as the history is"
+    own = spec.row.select == "own"
+    every = "the one row that the model takes by itself" if own else "every row"
+    integers = "INT64, " if _integers(spec) else ""
+    return {
+        "PyTorch eager": f"the whole forward on this machine, {asked}, as its author asks it",
+        "naive Triton": f"HTTP, {integers}{every} on the wire, 100 ms queue delay",
+        "row in postprocess": "a Python step answers one row in place of every row",
+        "row before the head": "the ONNX core computes what the wanted row needs"
+        + (", from where the model takes it" if own else ""),
+    }
+
+
+def _left_out(spec: SequenceSpec) -> dict[str, str]:
+    """By number or name of a rung why it is none of this spec's."""
+    found = {
+        "PyTorch eager, logits": "what is made of the answer is made of one row",
+        "PyTorch, last row": "a module of one's own says nothing of its head",
+        "3": 'reduce.where = "postprocess" is for knowledge tracing',
+        "10": "measured for knowledge tracing alone",
+        "11e": "measured for knowledge tracing alone",
+        "11f": "measured for knowledge tracing alone",
+    }
+    if not _integers(spec):
+        found["6"] = "nothing that the model takes is an integer"
+    if spec.model.padding == "none":
+        found["7a"] = found["7b"] = 'model.padding = "none": a batch is as long as its {histories} are'
+        found["9"] = 'model.padding = "none": {histories} of unequal length are not sent together'
+    elif spec.model.padding == "left":
+        found["7a"] = 'model.padding = "left": a window runs to its end'
+    if not spec.model.buckets:
+        found.setdefault("7b", "model.buckets is empty: there is one width")
+    words = spec.contract.words._asdict()
+    return {rung: why.format(**words) for rung, why in found.items()}
+
+
+def _integers(spec: Spec) -> bool:
+    return any(tensor.dtype != "FP32" for tensor in spec.requested)
+
+
+RUNGS = rungs(Spec.read())  # the default spec's
+
+
+def select(text: str | None, of: Sequence[Rung] = RUNGS) -> list[Rung]:
+    """The rungs that RUNGS= names: numbers, ranges and "floor" with commas between, e.g. "0,1,4-8,11c,floor"; all for None.
 
     Raises:
         RungError: names what is not there.
     """
     if text is None:
-        return list(RUNGS)
+        return list(of)
     wanted = set()
     for word in text.split(","):
         bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", word.strip())
@@ -114,10 +191,11 @@ def select(text: str | None) -> list[Rung]:
             wanted |= {str(number) for number in range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)}
         else:
             wanted.add(word.strip())
-    unknown = sorted(wanted - {rung.number for rung in RUNGS} - {_whole(rung) for rung in RUNGS})
+    unknown = sorted(wanted - {rung.number for rung in of} - {_whole(rung) for rung in of})
     if unknown:
-        raise RungError(f"there is no rung {', '.join(unknown)}; there are 0 to 12 and {FLOOR}")
-    return [rung for rung in RUNGS if {rung.number, _whole(rung)} & wanted]
+        last = max(int(_whole(rung)) for rung in of if rung.number != FLOOR)
+        raise RungError(f"there is no rung {', '.join(unknown)}; there are 0 to {last} and {FLOOR}")
+    return [rung for rung in of if {rung.number, _whole(rung)} & wanted]
 
 
 def _whole(rung: Rung) -> str:
@@ -139,12 +217,7 @@ def variants(spec: Spec) -> dict[str, Variant]:
     )
     length = changed(widths, model__buckets=())
     int32 = changed(length, reduce__length_aware=False)
-    wide = {
-        f"tensors__{name}__dtype": "INT64"
-        for name in ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
-    }
-    head = changed(int32, **wide)
-    row = changed(head, reduce__where="postprocess")
+    head, row = _in_int64(int32)
     return {
         "naive": Variant(row, LONG_DELAY_US),
         "delay": Variant(row, SHORT_DELAY_US),
@@ -154,6 +227,16 @@ def variants(spec: Spec) -> dict[str, Variant]:
         "length": Variant(length),
         "widths": Variant(widths),
     }
+
+
+def _in_int64(spec: Spec) -> tuple[Spec, Spec]:
+    """The spec with wide integers; and what a naive deployment is made of."""
+    if isinstance(spec, SequenceSpec):
+        wide = in_int64(spec)
+        return wide, wide
+    names = ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
+    head = changed(spec, **{f"tensors__{name}__dtype": "INT64" for name in names})
+    return head, changed(head, reduce__where="postprocess")
 
 
 def on_a_gpu(spec: Spec) -> dict[str, Variant]:

@@ -25,7 +25,9 @@ def named(parts: dict[str, float]) -> dict[str, float]:
     """The parts in the picture's order; a naive deployment's only model counts as the core."""
     merged: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for name, ms in parts.items():
-        merged["core" if name == "naive" else "postprocess" if name == "propose" else name] += ms
+        # A step for each answer, and for answers about wanted columns a core each: postprocess_scores, core_scores.
+        step = next((part for part in ("core", "postprocess") if name.startswith(f"{part}_")), name)
+        merged[{"naive": "core", "propose": "postprocess"}.get(step, step)] += ms
     return merged
 
 
@@ -64,7 +66,9 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     panels[1].set_title("the fast ones", fontsize=9)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in PARTS.values()]
     figure.legend(handles, PARTS, loc="outside lower center", ncols=len(PARTS), fontsize=8, frameon=False)
-    figure.suptitle(f"One learner, history of {figures.full}: {machine.sentence(report['machine'])}", fontsize=8)
+    figure.suptitle(
+        f"One {figures.words['history']}, history of {figures.full}: {machine.sentence(report['machine'])}", fontsize=8
+    )
     paths = [folder / f"ladder.{kind}" for kind in ("svg", "png")]
     for path in paths:
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpcclient
 
-from build.bench import load, origin, statistic
-from build.bench.caller import Caller, EnsembleClient, answers_of, full_windows
+from build.bench import load, origin, reply, statistic
+from build.bench.caller import Caller, answers_of, difference, full_windows, of_ensemble
 from build.bench.peers import process
 from build.bench.peers.peer import PEERS, PeerError
 from build.bench.peers.process import Running
+from build.bench.question import Question
+from build.bench.reply import Expected
 from build.core.parity import tolerance
 from build.server import Server
 from ensemble.errors import LastrowError
-from ensemble.learners.history import History
 from ensemble.spec import Spec
 
 OURS = "lastrow"
-BUSY = 16  # streams of one learner each
+BUSY = 16  # streams of one question each
 Progress = Callable[[float | None, str], None]
 
 
@@ -66,9 +67,9 @@ def compare(
         raise PeerError(f"there is no {process.PYTHON}; `make bench-peers` makes it")
     begun = origin.record()
     folder.mkdir(parents=True, exist_ok=True)
-    core = repository / "core" / "1" / "model.onnx"
-    learners = full_windows(spec)
-    expected = answers_of(core, spec, learners)
+    core = repository / reply.core_of(spec, reply.whole(spec)).step / "1" / "model.onnx"
+    asked = full_windows(spec)
+    expected = answers_of(repository, spec, asked)
     found = [Found(OURS, "this", "Triton's dynamic batcher, in each step")]
     found += [Found(peer.name, process.version(peer.package), peer.batching) for peer in PEERS]
     steps = rounds * len(found)
@@ -86,13 +87,18 @@ def compare(
                     entry.starts_s.append(running.started_s)
                     for encoding, connect in running.connections.items():
                         to = entry.measured.setdefault(encoding, Measured())
-                        _measure(to, connect, learners, expected, turn_s, tolerance(spec)[1])
+                        _measure(to, connect, spec, list(zip(asked, expected, strict=True)), turn_s)
                     entry.memory_mb.append(process.memory(running.pid))
             except (LastrowError, OSError, http.client.HTTPException, grpcclient.InferenceServerException) as e:
                 entry.error = str(e)
     return {
         **begun,
-        "model": {"network": spec.network.type, "problems": spec.model.problems, "window": spec.model.window},
+        "model": {
+            "network": spec.network.type,
+            "title": reply.title(spec),
+            "window": spec.model.window,
+            "words": spec.contract.words._asdict(),
+        },
         "settings": {"rounds": rounds, "turn_s": turn_s, "streams": BUSY},
         "servers": [_reported(entry) for entry in found],
     }
@@ -101,23 +107,23 @@ def compare(
 def _measure(
     entry: Measured,
     connect: Callable[[], Caller],
-    learners: Sequence[History],
-    expected: Sequence[np.ndarray],
+    spec: Spec,
+    answered: Sequence[tuple[Question, Expected]],
     turn_s: float,
-    allowed: float,
 ) -> None:
+    asked = [question for question, _ in answered]
     with ExitStack() as stack:
         callers = []
         for _ in range(BUSY):
             callers.append(connect())
             stack.callback(callers[-1].close)
-        for history, answer in zip(learners, expected, strict=True):
-            difference = float(np.abs(callers[0].ask([history])[0] - answer).max())
-            if not difference <= allowed:
-                raise PeerError(f"its answer is {difference:.1e} off ONNX Runtime's")
-        load.run(callers, learners, 1, 0.3)
-        entry.latencies_ms.append(load.run(callers[:1], learners, 1, turn_s, warm_up=3).latencies_ms)
-        entry.throughputs.append(load.run(callers, learners, 1, turn_s, warm_up=3).throughput)
+        for question, answer in answered:
+            off = difference(spec, callers[0].ask([question])[0], answer)
+            if not off <= tolerance(spec)[1]:
+                raise PeerError(f"its answer is {off:.1e} off ONNX Runtime's")
+        load.run(callers, asked, 1, 0.3)
+        entry.latencies_ms.append(load.run(callers[:1], asked, 1, turn_s, warm_up=3).latencies_ms)
+        entry.throughputs.append(load.run(callers, asked, 1, turn_s, warm_up=3).throughput)
 
 
 @contextmanager
@@ -126,7 +132,7 @@ def _ensemble(repository: Path, spec: Spec, folder: Path) -> Iterator[Running]:
     with Server(repository, log=folder / f"{OURS}.log") as server:
         started = time.perf_counter() - began
         assert server.processes is not None
-        yield Running(started, server.processes.popen.pid, {"gRPC": lambda: EnsembleClient(server.grpc_url, spec)})
+        yield Running(started, server.processes.popen.pid, {"gRPC": lambda: of_ensemble(server.grpc_url, spec)})
 
 
 def _reported(entry: Found) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class Peer:
     """A server.
 
     package: whose version counts. encodings: JSON is the quick start's, bytes what serves it best. paths: of each over HTTP.
+    sequences: whether it serves any sequence model, or knowledge tracing alone.
     """
 
     name: str
@@ -28,10 +29,11 @@ class Peer:
     encodings: tuple[Encoding, ...] = ("JSON", "bytes")
     arguments: tuple[str, ...] = ()
     paths: tuple[str, str] = ("/predict", "/predict")
+    sequences: bool = False
 
 
 PEERS = (
-    Peer("FastAPI + uvicorn", "fastapi", "fastapi_server.py", "none of its own"),
+    Peer("FastAPI + uvicorn", "fastapi", "fastapi_server.py", "none of its own", sequences=True),
     Peer("LitServe", "litserve", "litserve_server.py", "max_batch_size=32, batch_timeout=0.001"),
     Peer(
         "BentoML",

@@ -12,14 +12,21 @@ from build.bench import origin, publication
 from build.bench.peers.comparison import BUSY, OURS
 from build.bench.peers.peer import PEERS
 
-COLUMNS = ("server", "version", "encoding", "p50 ms at 1", "p95", f"learners/s at {BUSY}", "memory MB", "start s")
+LEFT = 3  # columns of text
+
+
+def columns(report: dict[str, Any]) -> list[str]:
+    """What the table's columns are called."""
+    rate = f"{report['model']['words']['histories']}/s at {BUSY}"
+    return ["server", "version", "encoding", "p50 ms at 1", "p95", rate, "memory MB", "start s"]
 
 
 def table(report: dict[str, Any]) -> Table:
     """The peers as they are shown in a terminal."""
-    shown = Table(title=f"the same core, history of {report['model']['window']}, one learner a request")
-    for name in COLUMNS:
-        shown.add_column(name, justify="left" if name in COLUMNS[:3] else "right")
+    model = report["model"]
+    shown = Table(title=f"the same core, history of {model['window']}, one {model['words']['history']} a request")
+    for number, name in enumerate(columns(report)):
+        shown.add_column(name, justify="left" if number < LEFT else "right")
     for row in rows(report):
         shown.add_row(*row)
     return shown
@@ -69,12 +76,14 @@ def summary(report: dict[str, Any]) -> dict[str, float]:
 
 def section(report: dict[str, Any]) -> str:
     """The section of bench's README in Markdown."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---" + "|--:" * (len(COLUMNS) - 3) + "|"]
+    names, model = columns(report), report["model"]
+    lines = [f"| {' | '.join(names)} |", "|---" * LEFT + "|--:" * (len(names) - LEFT) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows(report)]
     batching = ", ".join(f"{server['name']}: {server['batching']}" for server in report["servers"])
     said = [
-        f"A history of {report['model']['window']}, one learner a request, {report['settings']['rounds']} rounds in turns "
-        f"on {origin.sentence(report)}. Memory is of the whole process tree. Batching: {batching}.",
+        f"A history of {model['window']}, one {model['words']['history']} a request, "
+        f"{report['settings']['rounds']} rounds in turns on {origin.sentence(report)}. Memory is of the whole process "
+        f"tree. Batching: {batching}.",
         "",
         *lines,
         "",

@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=0, help="of one run of the core; 0 is ONNX Runtime's own choice")
     made.add_argument("--window", type=int, default=512, help="the most recent interactions that count")
     made.add_argument("--max-batch-size", type=int, default=32)
+    made.add_argument("--sequence", default="", help="of a sequence model's core: the file that describes it")
     return made
 
 

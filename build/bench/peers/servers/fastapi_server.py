@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import uvicorn
 from core import BYTES, LOOPBACK, Core, from_bytes, from_lists, parser, to_bytes
 from fastapi import Body, FastAPI, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
+from sequence import SequenceCore
 
 
 class Learner(BaseModel):
@@ -39,10 +40,28 @@ def application(core: Core) -> FastAPI:
     return app
 
 
+def sequence_application(core: SequenceCore) -> FastAPI:
+    """The same, of any sequence model."""
+    app = FastAPI()
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in core.answers.items()}
+    answered = create_model("Answered", **fields)
+
+    @app.post("/predict", response_model=answered)
+    def predict(history: Annotated[dict[str, Any] | bytes, Body(default_factory=bytes)]) -> Any:
+        if isinstance(history, bytes):
+            return Response(core.to_bytes(core.answer(core.from_bytes(history))), media_type=BYTES)
+        return answered(**core.to_lists(core.answer(core.from_lists(history))))
+
+    return app
+
+
 def main() -> None:
     """Serve until SIGTERM."""
     given = parser().parse_args()
-    app = application(Core(given.core, given.threads, given.window))
+    if given.sequence:
+        app = sequence_application(SequenceCore(given.core, given.threads, given.sequence))
+    else:
+        app = application(Core(given.core, given.threads, given.window))
     uvicorn.run(app, host=LOOPBACK, port=given.port, log_level="warning")
 
 
