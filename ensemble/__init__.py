@@ -2,7 +2,3 @@
 
 This package imports nothing of `build`, so a client needs neither torch nor onnxruntime.
 """
-
-from ensemble import knowledge_tracing, sequence  # the kinds of spec that `Spec.read` knows
-
-__all__ = ["knowledge_tracing", "sequence"]

@@ -144,9 +144,6 @@ class KnowledgeTracing(Spec):
         )
 
 
-Spec.kinds["tensors"] = KnowledgeTracing
-
-
 def narrowed(spec: Spec) -> KnowledgeTracing:
     """The spec, of knowledge tracing.
 

@@ -300,6 +300,3 @@ def _is_step(context: Context, of: Input) -> bool:
 
 def _free(name: str, taken: list[str]) -> str:
     return next(free for free in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if free not in taken)
-
-
-Spec.kinds["history"] = Sequence

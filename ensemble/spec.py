@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -21,6 +22,8 @@ else:
     import tomli as tomllib
 
 DEFAULT_SPEC = Path(__file__).with_name("presets") / "knowledge_tracing.toml"
+# By the table that tells them the kinds of spec, by name: they are read when one is asked for, being made of what is here.
+KINDS = {"tensors": "ensemble.knowledge_tracing:KnowledgeTracing", "history": "ensemble.sequence:Sequence"}
 
 
 class Answer(NamedTuple):
@@ -57,7 +60,6 @@ class Spec(Table):
     tell which one: `ensemble.sequence` for any sequence model, `ensemble.knowledge_tracing` for one preset of it.
     """
 
-    kinds: ClassVar[dict[str, type[Spec]]] = {}  # by the table that tells them
     by_name: ClassVar[bool] = True  # whether the model's own inputs have names, or their order tells which is which
     made_from: ClassVar[frozenset[str]] = frozenset({"model", "network", "reduce", "export", "parity"})  # the core is
 
@@ -150,13 +152,13 @@ class Spec(Table):
         """As pydantic's, of the subclass that the tables tell."""
         if cls is not Spec or not isinstance(obj, dict):
             return super().model_validate(obj, **options)
-        found = [kind for table, kind in cls.kinds.items() if table in obj]
+        found = [kind for table, kind in KINDS.items() if table in obj]
         if len(found) != 1:
-            tables = " or ".join(f"[{table}]" for table in cls.kinds)
+            tables = " or ".join(f"[{table}]" for table in KINDS)
             raise SpecError(
                 f"a spec has either {tables}, by which its kind is known; this one has {', '.join(obj) or 'nothing'}"
             )
-        made: Any = found[0].model_validate(obj, **options)
+        made: Any = pkgutil.resolve_name(found[0]).model_validate(obj, **options)
         return made
 
     def check_names(self) -> None:

@@ -21,7 +21,7 @@ from ensemble.tables import PREPROCESS, Step, Tensor
 
 # The first line of every configuration: it keeps people from editing what the next build writes again.
 GENERATED = "# Generated from the spec by `make repo`: change the spec, not this file.\n"
-LENGTH_FILE = "length_"  # files in a step's warmup/ folder: a number behind it, and that number inside
+LENGTH_FILE = "length"  # a file in a step's warmup/ folder begins so, ends in a number, and has that number inside
 
 
 def repository(spec: Spec) -> dict[str, ModelConfig]:
@@ -235,7 +235,9 @@ def _warmup(spec: Spec, config: ModelConfig) -> None:
                 data.zero_data = True
             else:
                 counted = next((x.of for x in spec.contract.core if x.name == tensor.name), "") == "lengths"
-                data.input_data_file = f"{LENGTH_FILE if counted else f'{tensor.name}_'}{width}"
+                dtype = TritonDataType.Name(data.data_type).removeprefix("TYPE_").lower()
+                words = (LENGTH_FILE if counted else tensor.name, *([] if dtype == "int32" else [dtype]), str(width))
+                data.input_data_file = "_".join(words)
 
 
 def _warming(spec: Spec, name: str, dims: list[int], width: int) -> tuple[int, int] | None:

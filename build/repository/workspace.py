@@ -23,7 +23,9 @@ from ensemble.spec import DEFAULT_SPEC, Spec
 
 SIMULATED_LEARNERS = 3000
 # The first lines of a derived spec. By the second one, a file that somebody has changed since is known.
-INTRODUCTION = "# Derived from ensemble/presets/{}. Change what you like: a changed file is used as it is, and not written again.\n"
+INTRODUCTION = (
+    "# Derived from ensemble/presets/{}. Change what you like: a changed file is used as it is, and is kept.\n"
+)
 STAMP = "# lastrow: "
 # The reference architectures. Attention pays for padding, a recurrent core does not: it stops where the history ends.
 NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
