@@ -17,13 +17,18 @@ from ensemble.tables import (
     INTEGERS,
     POSTPROCESS,
     PROPOSE,
+    Candidates,
     Network,
     NextProblems,
     Tensor,
     Tensors,
 )
 
-PROBABILITIES, NEXT_PROBLEMS = "probabilities", "next_problems"  # what clients call the answers
+PROBABILITIES, NEXT_PROBLEMS, CANDIDATES = (
+    "probabilities",
+    "next_problems",
+    "candidates",
+)  # what clients call the answers
 
 
 class Model(tables.Model):
@@ -41,6 +46,7 @@ class KnowledgeTracing(Spec):
     model: Model
     network: Network
     next_problems: NextProblems
+    candidates: Candidates | None = None
     tensors: Tensors
 
     @model_validator(mode="after")
@@ -68,6 +74,22 @@ class KnowledgeTracing(Spec):
             )
         return self
 
+    def check_names(self) -> None:
+        """As Spec's: of candidates."""
+        if self.candidates is None:
+            return
+        if self.reduce.where != "core":
+            raise ValueError(
+                '[candidates] needs reduce.where = "core": their columns are taken inside of the ONNX graph'
+            )
+        taken = [tensor.name for _, tensor in self.tensors]
+        for key, name in self.candidates:
+            if name in taken:
+                raise ValueError(
+                    f"candidates.{key} is {name!r}, which a tensor of [tensors] is named; give it another name"
+                )
+            taken.append(name)
+
     @property
     def sizes_by_name(self) -> dict[str, int]:
         """Problems, the window and the number of proposals."""
@@ -92,17 +114,32 @@ class KnowledgeTracing(Spec):
                 Source(t.recent_problem_ids.name, t.problem_ids.name),
                 Source(t.recent_responses.name, t.responses.name),
                 Source(t.lengths.name, "lengths"),
+                *(Source(tensor.name, asked.name) for asked, tensor in self._candidates),
             ),
             widths=self.model.widths,
             shortest=self.shortest_history,
             longest=self.batching.longest_history,
             words=Words("learner", "learners", "interaction", "interactions"),
+            contexts={
+                asked.name: Values(problems, f"0 to {problems - 1}", "candidate_id", shape=(-1,))
+                for asked, _ in self._candidates
+            },
+            optional=tuple(asked.name for asked, _ in self._candidates),
         )
+
+    @property
+    def _candidates(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """What a request names problems in, and what hands them to the core; none where the spec has no candidates."""
+        if self.candidates is None:
+            return ()
+        name, dtype = self.candidates.ids, self.tensors.problem_ids.dtype
+        columns = Tensor(dtype=self.tensors.recent_problem_ids.dtype, shape=[-1], name=f"{name}_columns")
+        return ((Tensor(dtype=dtype, shape=[-1], name=name, optional=True), columns),)
 
     @property
     def requested(self) -> tuple[Tensor, ...]:
         """What a client sends, in the contract's order."""
-        return self.tensors.problem_ids, self.tensors.responses
+        return self.tensors.problem_ids, self.tensors.responses, *(asked for asked, _ in self._candidates)
 
     @property
     def fed(self) -> dict[str, Source]:
@@ -111,15 +148,29 @@ class KnowledgeTracing(Spec):
 
     @property
     def windows(self) -> tuple[Tensor, ...]:
-        """What the first step makes of it, in the contract's order; the last says how much of a window is valid."""
+        """What the first step makes of it, in the contract's order."""
+        return *self._history, *(columns for _, columns in self._candidates)
+
+    @property
+    def _history(self) -> tuple[Tensor, ...]:
+        """A window; the last one says how much of it is valid."""
         return self.tensors.recent_problem_ids, self.tensors.recent_responses, self.tensors.lengths
 
     @property
     def cores(self) -> tuple[Core, ...]:
-        """One, of the wanted row's logits, or of every row's where postprocess selects."""
-        if self.reduce.where == "core":
-            return (Core(CORE, self.windows, (self.tensors.logits,)),)
-        return (Core(CORE, self.windows[:-1], (self.tensors.all_logits,)),)
+        """One, of the wanted row's logits, or of every row's where postprocess selects; and one of the candidates'."""
+        if self.reduce.where != "core":
+            return (Core(CORE, self._history[:-1], (self.tensors.all_logits,)),)
+        every = Core(CORE, self._history, (self.tensors.logits,))
+        return every, *(
+            Core(
+                f"{CORE}_{CANDIDATES}",
+                (*self._history, columns),
+                (Tensor(dtype="FP32", shape=[-1], name=f"{self.tensors.logits.name}_at_{asked.name}"),),
+                columns.name,
+            )
+            for asked, columns in self._candidates
+        )
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -140,6 +191,18 @@ class KnowledgeTracing(Spec):
                 (t.next_problem_ids, t.next_problem_probabilities),
                 proposal,
                 (t.problem_ids,),
+            ),
+            *(
+                Answer(
+                    CANDIDATES,
+                    f"{POSTPROCESS}_{CANDIDATES}",
+                    core.outputs[0],
+                    (Tensor(dtype="FP32", shape=[-1], name=self.candidates.probabilities),),
+                    [["at", asked.name], ["sigmoid"]],
+                    (asked,),
+                )
+                for core, (asked, _) in zip(self.cores[1:], self._candidates, strict=True)
+                if self.candidates is not None
             ),
         )
 

@@ -258,15 +258,11 @@ class Sequence(Spec):
             if wanted.at:
                 source = self._columns[wanted.at]
                 column = next(tensor for tensor in self.windows if tensor.name == source.name)
-                whole = outputs[wanted.of or next(iter(outputs))]
-                answer = Tensor(dtype="FP32", shape=[-1], name=f"{whole.name}_at_{wanted.at}")
-                made.append(Core(f"{CORE}_{wanted.name}", (*inputs, column), (answer,), column.name))
+                name = wanted.of or next(iter(outputs))
+                answer = Tensor(dtype="FP32", shape=[-1], name=f"{outputs[name].name}_at_{wanted.at}")
+                number = list(outputs).index(name)
+                made.append(Core(f"{CORE}_{wanted.name}", (*inputs, column), (answer,), column.name, number))
         return tuple(made)
-
-    def output_of(self, core: Core) -> int:
-        """The number of the output that a core of wanted columns has the columns of."""
-        wanted = next(each for each in self.answer if core.step == f"{CORE}_{each.name}")
-        return list(self.outputs).index(wanted.of) if wanted.of else 0
 
     @property
     def answers(self) -> tuple[Answer, ...]:

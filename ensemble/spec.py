@@ -44,13 +44,15 @@ class Answer(NamedTuple):
 class Core(NamedTuple):
     """A model that computes: its step, what it gets and what it answers.
 
-    columns: of its inputs the one that says which columns of the answer are wanted; None: all.
+    columns: of its inputs the one that says which columns of the answer are wanted; None: all. of: the number of the first
+    core's output that they are columns of.
     """
 
     step: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     columns: str | None = None
+    of: int = 0
 
 
 class Spec(Table):

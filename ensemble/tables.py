@@ -165,6 +165,16 @@ class NextProblems(Table):
     target_success_rate: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Candidates(Table):
+    """That a request may name the problems that it is about: only their columns are computed, and only they are answered.
+
+    ids, probabilities: what their tensors are called in a request and in its answer.
+    """
+
+    ids: Name = "candidate_ids"
+    probabilities: Name = "candidate_probabilities"
+
+
 class Parity(Table):
     """The largest absolute difference of two stages' probabilities that still counts as the same answer.
 

@@ -81,7 +81,7 @@ def rows_of(spec: SequenceSpec, answer: Answer, outputs: Sequence[Array], reques
     if core.columns is None:
         return outputs[core.outputs.index(answer.of)]
     at = next(source.of for source in spec.contract.core if source.name == core.columns)
-    return np.take_along_axis(outputs[spec.output_of(core)], np.maximum(request[at], 0).astype(np.int64), 1)
+    return np.take_along_axis(outputs[core.of], np.maximum(request[at], 0).astype(np.int64), 1)
 
 
 def by_author(author: Inference, answer: Answer, request: Mapping[str, Array]) -> list[Expected]:

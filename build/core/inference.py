@@ -164,7 +164,7 @@ def _answers(
             answers = run(sessions[core.step], fed, [tensor.name for tensor in core.outputs])
             wanted = reference
             if core.columns is not None:
-                whole = reference[spec.output_of(core)]
+                whole = reference[core.of]
                 wanted = [np.take_along_axis(whole, fed[core.columns].astype(np.int64), 1)]
             yield f"{CORE} {core.step} at width {width}", answers, wanted
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from ensemble.contract import narrowest
 from ensemble.errors import LastrowError
 from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.sample import random_request
-from ensemble.spec import Spec
+from ensemble.spec import Core, Spec
 
 Array = np.ndarray
 INTEGERS = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}  # by ONNX Runtime's names
 REFERENCE, CUT, CORE = "PyTorch full forward", "PyTorch cut", "ONNX core"
+CANDIDATES = 20  # columns that a core of wanted ones is asked for
 GPU_DIFFERENCE = 1e-4  # of probabilities in float32 from those of the CPU
 
 
@@ -70,6 +72,7 @@ def check(
     spec: KnowledgeTracing,
     sigmoid: bool = False,
     progress: Callable[[float, str], None] = lambda *_: None,
+    cores: Mapping[str, Path] | None = None,
 ) -> list[Difference]:
     """Compare PyTorch full forward, PyTorch cut, ONNX full and ONNX core on the served row.
 
@@ -77,6 +80,7 @@ def check(
         model: None where an ONNX file is all there is; its full forward is then the reference.
         full, core: ONNX files of `build.core.export` and, with reduce.where = "core", of `build.core.reduce`.
         sigmoid: whether the PyTorch model answers probabilities itself.
+        cores: every core's file by its step, where the spec has others than the first, which answer some problems.
 
     Returns:
         Every stage's difference on every batch.
@@ -87,13 +91,16 @@ def check(
     reduced = spec.reduce.where == "core"
     onnx_full = open_session(full)
     onnx_core = open_session(core) if reduced else None
+    others = [(each, open_session((cores or {})[each.step])) for each in spec.cores if each.columns]
     differences = []
     todo = batches(spec)
     for done, lengths in enumerate(todo):
         progress(done / len(todo), f"lengths {', '.join(map(str, lengths))}")
         reference, name = _reference(model, onnx_full, lengths, spec, sigmoid)
-        for stage, answer in _answers(model, onnx_full, onnx_core, lengths, spec, sigmoid):
-            difference = Difference(stage, lengths, float(np.abs(answer - reference).max()))
+        stages = _answers(model, onnx_full, onnx_core, lengths, spec, sigmoid)
+        held = ((stage, answer, reference) for stage, answer in stages)
+        for stage, answer, wanted in itertools.chain(held, _candidates(others, lengths, spec, reference)):
+            difference = Difference(stage, lengths, float(np.abs(answer - wanted).max()))
             differences.append(difference)
             key, allowed = spec.parity.of_core(spec.export.precision if stage.startswith(CORE) else "float32")
             if not difference.value <= allowed:  # a NaN fails too
@@ -182,6 +189,22 @@ def _answers(
             yield f"ONNX full{at}", probabilities(onnx_full.run(None, _feeds(given, spec, onnx_full))[0][rows])
         if onnx_core is not None:
             yield f"{CORE}{at}", probabilities(onnx_core.run(None, _feeds([*given, counted], spec, onnx_core))[0])
+
+
+def _candidates(
+    others: list[tuple[Core, ort.InferenceSession]], lengths: tuple[int, ...], spec: KnowledgeTracing, reference: Array
+) -> Iterator[tuple[str, Array, Array]]:
+    """What each core of wanted problems answers of some, and what is wanted of it, [batch, candidates]."""
+    rng = np.random.default_rng(sum(lengths))
+    for core, session in others:
+        ids = rng.integers(0, spec.model.problems, (len(lengths), CANDIDATES))
+        ids[:, 0], ids[:, 1] = spec.model.problems - 1, ids[:, 2]  # the last one, and one twice
+        for width in sorted({narrowest(spec.model.widths, max(lengths)), spec.model.window}):
+            fed = _feeds(list(windows(lengths, spec, width=width)), spec, session)
+            type_ = INTEGERS[next(each.type for each in session.get_inputs() if each.name == core.columns)]
+            logits = session.run(None, {**fed, str(core.columns): ids.astype(type_)})[0]
+            stage = f"{CORE} {core.step} at width {width}"
+            yield stage, probabilities(logits), np.take_along_axis(reference, ids, 1)
 
 
 def _typed(inputs: list[Array], model: nn.Module) -> list[Array]:

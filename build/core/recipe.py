@@ -19,6 +19,7 @@ from build.core.reduce.columns import columns
 from build.core.reduce.file import save
 from build.model import checkpoint as checkpoints
 from build.progress import bar, say
+from ensemble import spec as specs
 from ensemble.knowledge_tracing import KnowledgeTracing, narrowed
 from ensemble.sequence import Sequence
 from ensemble.spec import Spec
@@ -60,17 +61,17 @@ def _proven(
     full_file, cut_file = path.with_name("full.onnx"), path.with_name("cut.onnx")
     with bar("lower") as update:
         save(core, cut_file)
-        others = {each.step: _columns(core, each.columns, spec) for each in spec.cores if each.columns}
+        others = {each.step: _columns(core, each, each.columns, spec) for each in spec.cores if each.columns}
         core = widen(lower(core, spec.export.precision), spec)
         save(core, path)
     with bar("parity") as update:
+        files = {CORE: path, **{step: path.with_name(f"{step}.onnx") for step in others}}
+        for step, other in others.items():
+            save(other, files[step])
         if isinstance(spec, Sequence):
-            files = {CORE: path, **{step: path.with_name(f"{step}.onnx") for step in others}}
-            for step, other in others.items():
-                save(other, files[step])
             differences = inference.check(model, full_file, files, spec, update)
         else:
-            differences = parity.check(model, full_file, path, narrowed(spec), full.sigmoid, update)
+            differences = parity.check(model, full_file, path, narrowed(spec), full.sigmoid, update, files)
         worst = max(d.value for d in differences)
         update(1.0, f"largest difference {worst:.1e}")
     if reduction is not None and reduction.select != "own":
@@ -81,14 +82,11 @@ def _proven(
     return Core(core, worst, others)
 
 
-def _columns(core: ir.Model, name: str | None, spec: Spec) -> ir.Model:
-    """The core that answers wanted columns, under the name that its step gives the answer."""
-    assert isinstance(spec, Sequence)
-    of = next(each for each in spec.cores if each.columns == name)
-    output = str(core.graph.outputs[spec.output_of(of)].name)
+def _columns(core: ir.Model, of: specs.Core, name: str, spec: Spec) -> ir.Model:
+    """The core that answers the columns that its input `name` says, under the name that its step gives the answer."""
+    output = str(core.graph.outputs[of.of].name)
     kept = core.clone()
     kept.graph.outputs[:] = [value for value in kept.graph.outputs if value.name == output]
-    assert name is not None
     made = columns(kept, output, name)
     if made.rests:
         say(f"{of.step}: all columns are computed, and the wanted ones taken behind: {'; '.join(made.rests)}")

@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import grpc
+import numpy.typing as npt
 from tritonclient.grpc import service_pb2_grpc
 
 from ensemble.client.channel import DEFAULT_URL, Tls
-from ensemble.client.knowledge_tracing import Prediction, Wanted
+from ensemble.client.knowledge_tracing import Asked, Prediction, Wanted
 from ensemble.client.protocol import Answers, Chosen, Given, Protocol, Status
 from ensemble.client.retry import Retry, check_open
 from ensemble.interface import Interface
@@ -80,15 +81,16 @@ class AsyncClient(Protocol):
         history: History | Given | Iterable[History] | Iterable[Given],
         *,
         answers: str | Sequence[str] | None = None,
-        probabilities: bool = True,
+        probabilities: bool | None = None,
         next_problems: bool = False,
+        candidates: npt.ArrayLike | None = None,
         deadline_s: float | None = None,
     ) -> Prediction | Answers | list[Prediction] | list[Answers]:
         """As Client.predict."""
         given = self.listed(history)
         deadline = self.deadline(deadline_s)
         interface = await self._known(deadline)
-        call = self.call(interface, given, probabilities, next_problems, answers)
+        call = self.call(interface, given, Asked(probabilities, next_problems, candidates), answers)
         requests = list(call.requests)
         calls = [asyncio.ensure_future(self._call("ModelInfer", r.message, self.retry(deadline, r))) for r in requests]
         try:

@@ -68,6 +68,11 @@ def _read(history: object, number: int, count: int, interface: Interface) -> dic
         allowed = {**contract.inputs, **contract.contexts}[name]
         steps = words.steps if name in contract.inputs else None
         arrays[name] = _array(history[name], tensor, allowed, f"{name}: {words.history} {number}", steps)
+    for name, allowed in contract.contexts.items():
+        if name in arrays and _is_padded(name, interface):  # what pads the shorter ones of a request is no value of one
+            wrong = np.argwhere(arrays[name] < allowed.start)
+            if len(wrong):
+                _refuse_value(arrays[name], tuple(wrong[0].tolist()), allowed, f"{name}: {words.history} {number}")
     (leading, first), *others = ((name, arrays[name]) for name in contract.inputs)
     for name, values in others:
         if len(values) != len(first):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 from tritonclient.grpc import service_pb2_grpc
 
 from ensemble.client.channel import DEFAULT_URL, Tls
-from ensemble.client.knowledge_tracing import Prediction, Wanted
+from ensemble.client.knowledge_tracing import Asked, Prediction, Wanted
 from ensemble.client.protocol import Answers, Chosen, Given, Protocol, Request, Status
 from ensemble.client.retry import Retry, failure
 from ensemble.client.shared_memory import SharedMemory
@@ -107,21 +108,26 @@ class Client(Protocol):
         history: History | Given | Iterable[History] | Iterable[Given],
         *,
         answers: str | Sequence[str] | None = None,
-        probabilities: bool = True,
+        probabilities: bool | None = None,
         next_problems: bool = False,
+        candidates: npt.ArrayLike | None = None,
         deadline_s: float | None = None,
     ) -> Prediction | Answers | list[Prediction] | list[Answers]:
         """Ask for one history, or for many of unequal length; only what is asked for is computed and sent.
 
-        A mapping by input name is any model's; probabilities and next_problems are for a History, answers for mappings.
+        A mapping by input name is any model's; answers is for mappings, the other options are for a History.
 
         Example:
             client.predict(history).probabilities                        # FP32 [problems]
             client.predict([ada, bob], probabilities=False, next_problems=True)[1].next_problem_ids
             client.predict({"item_ids": [5, 9, 3]}, answers="next_items")["next_items_ids"]  # INT32 [at most k]
 
+            client.predict(history, candidates=[17, 99]).candidate_probabilities             # FP32 [2]
+
         Args:
             answers: their names [default: the first that the model has].
+            probabilities: of every problem [default: yes, unless the call names candidates].
+            candidates: problem ids [any], which every learner of the call is asked about; only these are computed.
 
         Returns:
             A Prediction for a History, for a mapping the answers' tensors by name, without padding; lists of them for lists.
@@ -129,8 +135,8 @@ class Client(Protocol):
         given = self.listed(history)
         deadline = self.deadline(deadline_s)
         interface = self._known(deadline)
-        wanted = (probabilities, next_problems, answers)
-        call = self.call(interface, given, *wanted, carried=self._memory is None)
+        asked = Asked(probabilities, next_problems, candidates)
+        call = self.call(interface, given, asked, answers, carried=self._memory is None)
         with contextlib.nullcontext() if self._memory is None else self._memory.call():
             result: Any = call.result([self._ask(request, interface, deadline) for request in call.requests])
         return result

@@ -124,24 +124,33 @@ class Protocol:
         self,
         interface: Interface,
         given: object,
-        probabilities: bool,
-        next_problems: bool,
+        asked: learners.Asked,
         answers: str | Sequence[str] | None,
         carried: bool = True,
     ) -> Call:
         """What a call of `predict` asks, of what `listed` gives. carried: whether the messages have the values in them."""
         if answers is not None or _has_names(given) or not learners.is_taken(interface):
-            if (probabilities, next_problems) != (True, False):
+            if asked.candidates is not None or asked != learners.Asked():
                 raise InvalidRequestError(
-                    "probabilities and next_problems are for a History; choose answers, of "
+                    "probabilities, next_problems and candidates are for a History; choose answers, of "
                     f"{', '.join(answer.name for answer in interface.answers)}",
                     "INVALID_ARGUMENT",
                 )
             return self._of_mappings(interface, given, answers, carried)
         histories = learners.histories_of(given)
+        if asked.candidates is not None:
+            named = learners.mappings(histories, asked.candidates, interface)
+            made = self._of_mappings(interface, named, asked.answers(), carried)
+
+            def shared(arrays: list[dict[str, np.ndarray]]) -> Any:
+                pairs = zip(histories, made.result(arrays), strict=True)
+                found = [learners.prediction(history, share, interface) for history, share in pairs]
+                return found if isinstance(given, list) else found[0]
+
+            return Call(made.requests, shared)
 
         def requests() -> Iterator[Request]:
-            wanted = learners.outputs(interface, probabilities, next_problems)
+            wanted = learners.outputs(interface, asked)
             for first, arrays in learners.batches(histories, interface):
                 yield self._request(interface, first, arrays, wanted, carried)
 
