@@ -12,6 +12,7 @@ BUDGET ?=
 NETWORK ?=
 FACTORY ?=
 DEVICE ?=
+LAYOUT ?=
 NETWORKS ?=
 SAMPLE ?=
 RUNGS ?=
@@ -39,7 +40,7 @@ SETUP := $(VENV)/.installed
 PEERS := .venv-peers/.installed
 MODEL := $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
 	$(if $(DATA),--data '$(DATA)') $(if $(LEARNERS),--learners '$(LEARNERS)') $(if $(NETWORK),--network '$(NETWORK)')
-TARGET := $(MODEL) $(if $(OUT),--out '$(OUT)')
+TARGET := $(MODEL) $(if $(OUT),--out '$(OUT)') $(if $(LAYOUT),--layout '$(LAYOUT)')
 SWEPT = $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(if $(OUT),--out '$(OUT)') \
 	$(if $(NETWORK),--network '$(NETWORK)') $(OWN) $(if $(QUICK),--quick)
 OWN := $(if $(FACTORY),--factory '$(FACTORY)') $(if $(DEVICE),--device '$(DEVICE)')
@@ -70,7 +71,7 @@ $(SETUP): pyproject.toml build/pyproject.toml $(wildcard requirements*.lock)
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable ./build
 	@touch $(SETUP)
 
-demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [SPEC= CHECKPOINT= OUT= DATA=of real learners LEARNERS= NETWORK= DEVICE=]
+demo: $(SETUP) ## build, serve, ask for several learners, compare with PyTorch, stop [SPEC= CHECKPOINT= OUT= DATA=of real learners LEARNERS= NETWORK= DEVICE= LAYOUT=]
 	@$(BIN)/python -m build demo $(TARGET) $(if $(DEVICE),--device '$(DEVICE)')
 
 # Unit tests and the examples in docstrings share nothing: two processes of one thread each. The rest mostly waits for servers: three
@@ -87,7 +88,7 @@ test: $(SETUP) ## run every test: unit, then integration against a real tritonse
 train: $(SETUP) ## train a reference model [NETWORK=dkt|gru|transformer DATA=folder of fold*.csv LEARNERS= BUDGET=seconds SPEC= CHECKPOINT=]
 	@$(BIN)/python -m build train $(MODEL) $(if $(BUDGET),--budget $(BUDGET))
 
-repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu DATA= LEARNERS= OUT=]
+repo: $(SETUP) ## build the model repository, and only what changed [SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE=gpu LAYOUT=single DATA= LEARNERS= OUT=]
 	@$(BIN)/python -m build repo $(TARGET) $(OWN)
 
 inspect: $(SETUP) ## say what a model takes and answers, and write a spec of it to change [CHECKPOINT=model.onnx, or weights of FACTORY=module:function OUT=spec.toml]
@@ -109,10 +110,10 @@ SERVE = $(BIN)/python -m build serve $(TARGET) $(OWN) --address '$(ADDRESS)' \
 	--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
 	$(if $(OPEN),--open '$(OPEN)') $(if $(TRACE),--trace '$(TRACE)')
 
-serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= TLS=folder MUTUAL=1 OPEN= TRACE=url SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= DATA= LEARNERS= OUT=]
+serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= TLS=folder MUTUAL=1 OPEN= TRACE=url SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= LAYOUT= DATA= LEARNERS= OUT=]
 	@$(SERVE) $(if $(TLS),--tls '$(TLS)') $(if $(MUTUAL),--mutual)
 
-serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1 ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= OPEN= TRACE= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= DATA= LEARNERS= OUT=]
+serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1 ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= OPEN= TRACE= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= LAYOUT= DATA= LEARNERS= OUT=]
 	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual $(if $(RENEW),--renew)
 
 ##@ Measure

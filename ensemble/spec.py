@@ -11,7 +11,7 @@ from pydantic import ValidationError, model_validator
 
 from ensemble.contract import Contract, Source
 from ensemble.errors import SpecError
-from ensemble.tables import PREPROCESS, Batching, Export, Model, Parity, Reduce, Steps, Table, Tensor, Tuned
+from ensemble.tables import PREPROCESS, Batching, Export, Model, Parity, Reduce, Serve, Steps, Table, Tensor, Tuned
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,6 +72,7 @@ class Spec(Table):
     parity: Parity
     batching: Batching
     steps: Steps = Steps()
+    serve: Serve = Serve()
     tuned: Tuned | None = None
 
     @model_validator(mode="after")
@@ -86,6 +87,14 @@ class Spec(Table):
             raise ValueError(
                 f"model.name is {self.model.name!r}, which is a step of the ensemble, and would take its place; steps are "
                 f"{', '.join(steps)}: give the model another name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_model_selects_no_row(self) -> Spec:
+        if self.serve.layout == "single" and self.reduce.where != "core":
+            raise ValueError(
+                'serve.layout = "single" needs reduce.where = "core": there is no postprocess step to select'
             )
         return self
 

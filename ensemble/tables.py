@@ -246,6 +246,16 @@ class Steps(Table):
     propose: Step = Step()
 
 
+class Serve(Table):
+    """How steps are served.
+
+    layout: "ensemble": a model of Triton's each, which any ONNX Runtime backend serves; "single": all in one Python model,
+        which spares a request the way from process to process, and asks for onnxruntime where Triton's Python looks.
+    """
+
+    layout: Literal["ensemble", "single"] = "ensemble"
+
+
 class Tuned(Table):
     """When and on what the steps were tuned, and what it gained: both ratios are above 1 where it is faster."""
 

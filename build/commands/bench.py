@@ -19,7 +19,7 @@ from ensemble.sequence import Sequence
 from ensemble.spec import Spec
 
 
-@takes("spec", "checkpoint", "out", "data", "learners", "network", "device")
+@takes("spec", "checkpoint", "out", "data", "learners", "network", "device", "layout")
 def demo(choice: Choice) -> None:
     """Build everything, serve it, ask for several learners, compare with PyTorch, and stop."""
     from build.bench.demonstration import demonstrate, pick

@@ -47,6 +47,10 @@ class Choice:
     device: Annotated[
         str | None, typer.Option("--device", help="What the core runs on: cpu or gpu [default: the spec's]")
     ] = None
+    layout: Annotated[
+        str | None,
+        typer.Option("--layout", help="A model a step, or all in one: ensemble or single [default: the spec's]"),
+    ] = None
 
     def open(self) -> Workspace:
         """The files of that model; raises as open_workspace does."""

@@ -13,7 +13,7 @@ from build.repository.workspace import Workspace
 from ensemble.spec import DEFAULT_SPEC
 
 
-@takes("spec", "checkpoint", "out", "data", "learners", "network", "factory", "device")
+@takes("spec", "checkpoint", "out", "data", "learners", "network", "factory", "device", "layout")
 def repo(choice: Choice) -> None:
     """Build the model repository, and only what changed; train the reference model first if it is not there."""
     build(choice.open())

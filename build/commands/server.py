@@ -16,7 +16,7 @@ from ensemble.errors import LastrowError
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 
 
-@takes("spec", "checkpoint", "out", "data", "learners", "network", "factory", "device")
+@takes("spec", "checkpoint", "out", "data", "learners", "network", "factory", "device", "layout")
 def serve(
     choice: Choice,
     http_port: Port = 8000,

@@ -13,6 +13,7 @@ from ensemble.errors import LastrowError
 from ensemble.spec import Spec
 from ensemble.tables import CORE, POSTPROCESS, PREPROCESS
 
+RUNTIME = ROOT / "build" / "server" / "backends" / "onnxruntime" / "lastrow_onnxruntime"
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 COPIED = ("contract.py", "values.py", "window.py")  # of `ensemble`, beside each step
 # In a core's metadata: what it was made from, and how far it was from PyTorch then.
@@ -44,20 +45,22 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
     """
     wanted = fingerprint.of(spec, checkpoint)
     files = derived(spec)
-    core = out / CORE / "1" / "model.onnx"
+    core = core_file(spec, out)
     found, weights = metadata(core), outside(core)
     try:
         written = manifest.read(out)
         _check_owner(out, files, written)
         with aside.beside(out) as folder:
             moves: dict[Path, Path] = {}
-            others = {each.step: out / each.step / "1" / "model.onnx" for each in spec.cores if each.columns}
+            others = {each.step: core_file(spec, out, each.step) for each in spec.cores if each.columns}
             there = [*weights, *others.values()]
             if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in there):
-                parity = _make_core(spec, checkpoint, wanted, folder / core.name)
-                for target in (core, *others.values()):
-                    (folder / target.parts[-3]).mkdir(exist_ok=True)
-                    made = sorted((folder / target.parts[-3]).glob(f"{target.name}*"), reverse=True)
+                targets = {CORE: core, **others}
+                parity = _make_core(
+                    spec, checkpoint, wanted, {step: folder / step / t.name for step, t in targets.items()}
+                )
+                for step, target in targets.items():
+                    made = sorted((folder / step).glob(f"{target.name}*"), reverse=True)
                     moves |= {target.with_name(file.name): file for file in made}  # weights first where they lie apart
                 stale = [file for file in weights if FINGERPRINT in found and file not in moves]
             else:
@@ -70,31 +73,52 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
             for target, source in moves.items():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
-            for file in stale:
-                file.unlink(missing_ok=True)
+            for file in (*stale, *_left(out, written, {core, *others.values()})):
+                if file.is_file():
+                    manifest.remove(out, file)
             manifest.update(out, written, files)
     except OSError as e:
         raise RepositoryError(f"cannot write the repository {out}: {e.strerror} ({e.filename})") from e
     return Built(out, tuple(sorted(str(target.relative_to(out)) for target in moves)), parity)
 
 
-def _make_core(spec: Spec, checkpoint: Path, wanted: str, path: Path) -> float:
-    """Write the core, and in it what it was made from; returns the largest difference from PyTorch."""
+def _left(out: Path, written: Mapping[str, str], cores: set[Path]) -> list[Path]:
+    """Cores, and weights beside them, that an earlier build wrote for steps or a layout that are no more."""
+    found: list[Path] = []
+    for model in {Path(name).parts[0] for name in written}:
+        for file in (out / model / "1").glob("*.onnx"):
+            ours = file.name == "model.onnx" or file.stem == CORE or file.stem.startswith(f"{CORE}_")
+            if ours and file not in cores and FINGERPRINT in metadata(file):
+                found += [*outside(file), file]
+    return found
+
+
+def core_file(spec: Spec, repository: Path, step: str = CORE) -> Path:
+    """Where a repository has the ONNX file of a core."""
+    if spec.serve.layout == "single":
+        return repository / spec.model.name / "1" / f"{step}.onnx"
+    return repository / step / "1" / "model.onnx"
+
+
+def _make_core(spec: Spec, checkpoint: Path, wanted: str, files: Mapping[str, Path]) -> float:
+    """Write every core, and in it what it was made from; returns the largest difference from PyTorch."""
     # Nearly every build finds its core there, and is to know without PyTorch.
     from build.core import recipe
     from build.core.reduce.file import save
 
-    core = recipe.make(spec, checkpoint, path)
+    core = recipe.make(spec, checkpoint, files[CORE].parents[1] / "model.onnx")
     for step, model in {CORE: core.model, **core.others}.items():
         model.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(core.difference)})
-        (path.parent / step).mkdir(exist_ok=True)
-        save(model, path.parent / step / path.name)
+        files[step].parent.mkdir()
+        save(model, files[step])
     return core.difference
 
 
 def derived(spec: Spec) -> dict[str, bytes]:
     """Every file of the repository but the core's ONNX model, by relative path."""
     files = config.files(spec)
+    if spec.serve.layout == "single":
+        return {**files, **_single(f"{spec.model.name}/1")}
     for step in (PREPROCESS, *(answer.step for answer in spec.answers)):
         source = PREPROCESS if step == PREPROCESS else POSTPROCESS
         files[f"{step}/1/model.py"] = (STEPS / source / "1" / "model.py").read_bytes()
@@ -103,6 +127,17 @@ def derived(spec: Spec) -> dict[str, bytes]:
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.
     files[f"{spec.model.name}/1/.gitkeep"] = b""
     return files
+
+
+def _single(folder: str) -> dict[str, bytes]:
+    """What the model that does it all runs: itself, the step that checks, and how sessions are opened."""
+    sources = {
+        "model.py": ROOT / "build" / "repository" / "steps" / "single.py",
+        "preprocess.py": STEPS / PREPROCESS / "1" / "model.py",
+        **{name: ROOT / "ensemble" / name for name in (*COPIED, "chain.py")},
+        **{f"{RUNTIME.name}/{file.name}": file for file in sorted(RUNTIME.glob("*.py"))},
+    }
+    return {f"{folder}/{name}": file.read_bytes() for name, file in sources.items()}
 
 
 def _check_owner(out: Path, files: Mapping[str, bytes], written: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 
 import numpy as np
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import DataType as TritonDataType
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 from tritonclient.utils import triton_to_np_dtype
@@ -25,8 +25,9 @@ LENGTH_FILE = "length"  # a file in a step's warmup/ folder begins so, ends in a
 
 
 def repository(spec: Spec) -> dict[str, ModelConfig]:
-    """Every model's configuration by its folder name: the steps and the ensemble over them."""
-    return {config.name: config for config in (*_steps(spec), _ensemble(spec))}
+    """Every model's configuration by its folder name: the steps and the ensemble over them, or the one that does it all."""
+    made = (_single(spec),) if spec.serve.layout == "single" else (*_steps(spec), _ensemble(spec))
+    return {config.name: config for config in made}
 
 
 def files(spec: Spec) -> dict[str, bytes]:
@@ -147,6 +148,22 @@ def _ensemble(spec: Spec) -> ModelConfig:
             input_map={x.name: x.name for x in step.input},
             output_map={x.name: x.name for x in step.output},
         )
+    return config
+
+
+def _single(spec: Spec) -> ModelConfig:
+    """All steps in one model. Its parameter `steps` has what their configurations would say, of the cores all of it."""
+    step = spec.steps.core
+    config = _python_step(spec, spec.model.name, step)
+    if step.device == "gpu":
+        config.instance_group[0].kind = ModelInstanceGroup.KIND_GPU
+    config.dynamic_batching.max_queue_delay_microseconds = step.queue_delay_us
+    config.input.extend(_requested(spec, tensor) for tensor in spec.requested)
+    config.output.extend(_output(spec, tensor) for tensor in spec.answered)
+    cores = [json_format.MessageToDict(_core(spec, core), preserving_proto_field_name=True) for core in spec.cores]
+    answers = [[[t.name for t in answer.tensors], answer.of.name, answer.chain] for answer in spec.answers]
+    _parameters(config, **Interface.of(spec).parameters, steps=json.dumps({"cores": cores, "answers": answers}))
+    _warmup(spec, config)
     return config
 
 

@@ -38,7 +38,7 @@ def update(folder: Path, written: Mapping[str, str], wanted: Mapping[str, bytes]
     """
     for name in written:
         if name not in wanted and is_written(folder, name, written):
-            _remove(folder, folder / name)
+            remove(folder, folder / name)
     content, path = of(wanted), folder / NAME
     if not path.is_file() or path.read_bytes() != content:
         with aside.beside(folder) as made:  # not in it: Triton may poll the folder, and takes what is there for a model
@@ -52,7 +52,7 @@ def is_written(folder: Path, name: str, written: Mapping[str, str]) -> bool:
     return path.is_file() and digest(path.read_bytes()) == written.get(name)
 
 
-def _remove(folder: Path, file: Path) -> None:
+def remove(folder: Path, file: Path) -> None:
     """Remove a file, what Python compiled of it, and the folders that this leaves empty."""
     for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
         compiled.unlink()

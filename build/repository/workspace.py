@@ -94,6 +94,7 @@ def open_workspace(
     network: str | None = None,
     factory: str | None = None,
     device: str | None = None,
+    layout: str | None = None,
 ) -> Workspace:
     """Settle every path from the few that were given.
 
@@ -105,11 +106,12 @@ def open_workspace(
         network: a reference architecture, instead of the default spec's.
         factory: "package.module:function" that makes the module whose state_dict the checkpoint is.
         device: "cpu" or "gpu", what the core runs on, instead of the default spec's.
+        layout: "ensemble" or "single", how steps are served, instead of the default spec's.
 
     Raises:
         SpecError, DataError, CheckpointError: a given file is missing or wrong.
     """
-    _check_choice(spec, checkpoint, data, network, factory, device)
+    _check_choice(spec, checkpoint, data, network, factory, device, layout)
     folder = ARTIFACTS / "simulated"
     if data is not None:
         folder = ARTIFACTS / (named(data.resolve().stem, data) + (f"-{learners}" if learners else ""))
@@ -129,8 +131,10 @@ def open_workspace(
         tables.append(describe(checkpoint, factory))
     if device is not None:
         tables.append({"steps": {"core": {"device": device}}})
+    if layout is not None:
+        tables.append({"serve": {"layout": layout}})
     if tables:
-        spec_file = _derive(tables, folder / device if device else folder, base)
+        spec_file = _derive(tables, folder / (device or "") / (layout or ""), base)
     read = Spec.read(spec_file)
     if data is None and network is None and checkpoint is None:
         folder = folder / (_size(read) + (f"-{learners}" if learners else ""))
@@ -168,11 +172,16 @@ def _check_choice(
     network: str | None,
     factory: str | None,
     device: str | None,
+    layout: str | None,
 ) -> None:
-    if device not in (None, "cpu", "gpu"):
-        raise SpecError(f"there is no device {device!r}; there are cpu and gpu")
-    if device is not None and spec is not None:
-        raise SpecError("a spec names its device, [steps.core] device: give --spec or --device, not both")
+    for name, given, allowed, table in (
+        ("device", device, ("cpu", "gpu"), "steps.core"),
+        ("layout", layout, ("ensemble", "single"), "serve"),
+    ):
+        if given not in (None, *allowed):
+            raise SpecError(f"there is no {name} {given!r}; there are {' and '.join(allowed)}")
+        if given is not None and spec is not None:
+            raise SpecError(f"a spec names its {name}, [{table}] {name}: give --spec or --{name}, not both")
     if network is not None and network not in (*NETWORKS, *PRESETS):
         raise SpecError(f"there is no network {network!r}; there are {', '.join((*NETWORKS, *PRESETS))}")
     if network is not None and spec is not None:
@@ -261,7 +270,12 @@ def _facts(text: str) -> dict[str, Any]:
     model = {f"model.{key}": spec["model"][key] for key in ("problems", "window") if key in spec["model"]}
     model |= {f"sizes.{key}": value for key, value in spec.get("sizes", {}).items()}
     network = {f"network.{key}": value for key, value in spec["network"].items()}
-    return {**model, **network, "steps.core.device": spec.get("steps", {}).get("core", {}).get("device", "cpu")}
+    return {
+        **model,
+        **network,
+        "steps.core.device": spec.get("steps", {}).get("core", {}).get("device", "cpu"),
+        "serve.layout": spec.get("serve", {}).get("layout", "ensemble"),
+    }
 
 
 def _split(text: str) -> tuple[dict[str, Any], str]:

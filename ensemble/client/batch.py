@@ -115,7 +115,7 @@ def _array(value: object, tensor: Tensor, allowed: Values, where: str, steps: st
     if array.dtype.kind == "O":
         array = _of_objects(array, allowed, where)
     if array.dtype == kind:
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
     wrong = _lost(array, kind, allowed)
     if wrong.any():
         _refuse_value(array, tuple(np.argwhere(wrong)[0].tolist()), allowed, where)

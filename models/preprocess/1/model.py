@@ -132,7 +132,7 @@ class TritonPythonModel:
         self.contract = Contract.loads(config["parameters"]["contract"]["string_value"])
         shapes = {name: values.shape for name, values in self.contract.contexts.items()}
         self.inputs = [(x["name"], len(x["dims"]), shapes.get(x["name"])) for x in config["input"]]
-        self.types = {x["name"]: pb_utils.triton_string_to_numpy(x["data_type"]) for x in config["output"]}
+        self.types = {x["name"]: pb_utils.triton_string_to_numpy(x["data_type"]) for x in self.windows(config)}
         self.warming_up = len(config.get("model_warmup", []))  # requests of Triton's own, which nobody sent
         self.drain_file = os.environ.get(DRAIN)
         self.refusals = RefusalLog()
@@ -142,6 +142,11 @@ class TritonPythonModel:
             # A server that is told to publish no metrics, or too old to take any, serves all the same.
             pb_utils.Logger.log_info(f"no metrics of this step: {e}")
             self.metrics = None
+
+    @staticmethod
+    def windows(config):
+        """What of the configuration is about the core's inputs."""
+        return config["output"]
 
     def execute(self, requests):
         if self.drain_file and os.path.exists(self.drain_file):  # noqa: PTH110 a tenth of pathlib's time, every request
@@ -159,10 +164,21 @@ class TritonPythonModel:
         except RefusedError as e:
             return self._refuse(request, e)
         except Exception as e:
-            pb_utils.Logger.log_error(f"request {request.request_id() or 'without id'}: {traceback.format_exc()}")
-            return self._error(f"{self.name} failed at this request: {type(e).__name__}: {e}", "INTERNAL")
+            return self.failed(request, e)
+
+    def failed(self, request, error):
+        """The response to a request at which this model itself failed."""
+        pb_utils.Logger.log_error(f"request {request.request_id() or 'without id'}: {traceback.format_exc()}")
+        return self._error(f"{self.name} failed at this request: {type(error).__name__}: {error}", "INTERNAL")
 
     def _answer(self, request):
+        _, fed = self.taken(request)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, value if value.ndim > 1 else value[:, None]) for name, value in fed.items()]
+        )
+
+    def taken(self, request):
+        """A request's inputs by name, and what the core gets of them; raises RefusedError."""
         inputs = {}
         for name, axes, shape in self.inputs:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
@@ -174,10 +190,7 @@ class TritonPythonModel:
             self.warming_up -= 1
         elif self.metrics:
             self.metrics.accepted(lengths)
-        fed = self.contract.feed(inputs, lengths, self.types)
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, value if value.ndim > 1 else value[:, None]) for name, value in fed.items()]
-        )
+        return inputs, self.contract.feed(inputs, lengths, self.types)
 
     def _refuse(self, request, refusal):
         if self.metrics:
