@@ -2,46 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ensemble import tables
 from ensemble.contract import Contract, Source, Values, Words
 from ensemble.errors import SpecError
 from ensemble.spec import Answer, Core, Spec
-from ensemble.tables import (
-    CORE,
-    COUNTS,
-    INTEGER_ROLES,
-    INTEGERS,
-    POSTPROCESS,
-    PROPOSE,
-    Candidates,
-    Network,
-    NextProblems,
-    Tensor,
-    Tensors,
-)
+from ensemble.tables import CORE, INTEGERS, POSTPROCESS, PROPOSE, Count, Name, Network, Table, Tensor
 
-PROBABILITIES, NEXT_PROBLEMS, CANDIDATES = (
-    "probabilities",
-    "next_problems",
-    "candidates",
-)  # what clients call the answers
+# What clients call the answers.
+PROBABILITIES, NEXT_PROBLEMS, CANDIDATES = "probabilities", "next_problems", "candidates"
+INTEGER_ROLES = ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
+COUNTS = ("lengths", "next_problem_ids")
 
 
 class Model(tables.Model):
     """The served model. problems: how many there are, numbered from 0."""
 
-    problems: tables.Count
+    problems: Count
+
+
+class NextProblems(Table):
+    """How many unanswered problems are proposed, and the success rate they should be nearest to."""
+
+    count: Count
+    target_success_rate: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Candidates(Table):
+    """That a request may name the problems that it is about: only their columns are computed, and only they are answered.
+
+    ids, probabilities: what their tensors are called in a request and in its answer.
+    """
+
+    ids: Name = "candidate_ids"
+    probabilities: Name = "candidate_probabilities"
+
+
+class Tensors(Table):
+    """Every tensor by its role."""
+
+    problem_ids: Tensor
+    responses: Tensor
+    recent_problem_ids: Tensor
+    recent_responses: Tensor
+    lengths: Tensor
+    logits: Tensor
+    all_logits: Tensor
+    probabilities: Tensor
+    next_problem_ids: Tensor
+    next_problem_probabilities: Tensor
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_default_to_roles(cls, table: object) -> object:
+        if not isinstance(table, dict):
+            return table
+        return {role: {"name": role, **t} if isinstance(t, dict) else t for role, t in table.items()}
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Tensors:
+        names = [tensor.name for _, tensor in self]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(
+                f"two tensors are named {twice[0]!r}; an ensemble wires tensors by name, so each needs its own"
+            )
+        return self
 
 
 class KnowledgeTracing(Spec):
     """A served model of knowledge tracing."""
 
     by_name: ClassVar[bool] = False
-    made_from: ClassVar[frozenset[str]] = Spec.made_from | {"tensors"}
+    made_from: ClassVar[frozenset[str]] = Spec.made_from | {"candidates", "tensors"}
 
     model: Model
     network: Network

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Dim = Annotated[int, Field(ge=-1)] | str
 Count = Annotated[int, Field(ge=1)]
 INTEGERS = ("INT32", "INT64")
-INTEGER_ROLES = ("problem_ids", "responses", "recent_problem_ids", "recent_responses")
-COUNTS = ("lengths", "next_problem_ids")
 Precision = Literal["float32", "float16", "int8"]
 # The composing models, by their names in the repository.
 PREPROCESS, CORE, POSTPROCESS, PROPOSE = "preprocess", "core", "postprocess", "propose"
@@ -158,23 +156,6 @@ class Export(Table):
     precision: Precision = "float32"
 
 
-class NextProblems(Table):
-    """How many unanswered problems are proposed, and the success rate they should be nearest to."""
-
-    count: Count
-    target_success_rate: Annotated[float, Field(gt=0, lt=1)]
-
-
-class Candidates(Table):
-    """That a request may name the problems that it is about: only their columns are computed, and only they are answered.
-
-    ids, probabilities: what their tensors are called in a request and in its answer.
-    """
-
-    ids: Name = "candidate_ids"
-    probabilities: Name = "candidate_probabilities"
-
-
 class Parity(Table):
     """The largest absolute difference of two stages' probabilities that still counts as the same answer.
 
@@ -192,9 +173,9 @@ class Parity(Table):
 
 
 class Batching(Table):
-    """Learners a request, and learners a batch of each step; how many requests may wait before a step, and how long.
+    """Histories a request, and a batch of each step; how many requests may wait before a step, and how long.
 
-    max_queue_size: requests; 0: any number. queue_timeout_us: microseconds; 0: any time. longest_history: interactions.
+    max_queue_size: requests; 0: any number. queue_timeout_us: microseconds; 0: any time. longest_history: steps.
     """
 
     max_batch_size: Count
@@ -213,7 +194,7 @@ class Step(Table):
 class CoreStep(Step):
     """The ONNX step. intra_op_threads 0 leaves the choice to ONNX Runtime; queue_delay_us is in microseconds.
 
-    accelerator: what computes on a GPU. graph_batch_sizes: learners a batch for which a CUDA graph is captured at load, at
+    accelerator: what computes on a GPU. graph_batch_sizes: histories a batch for which a CUDA graph is captured at load, at
     every width; a smaller batch is padded to the next size, and a larger one goes without. None: no graphs. io_binding: the
     embedded backend keeps tensors on a GPU in buffers that stay; false only to measure what that gains.
     """
@@ -266,41 +247,9 @@ class Tuned(Table):
 
 
 class Tensor(Table):
-    """A tensor's type and a learner's shape, without the batch axis. name defaults to the tensor's role."""
+    """A tensor's type and a history's shape, without the batch axis."""
 
     dtype: Literal["INT32", "INT64", "FP16", "FP32", "BOOL"]
     shape: list[Dim]
-    name: Name = "_"  # replaced by the role in Tensors
+    name: Name = "_"  # replaced by where it stands
     optional: bool = False
-
-
-class Tensors(Table):
-    """Every tensor by its role."""
-
-    problem_ids: Tensor
-    responses: Tensor
-    recent_problem_ids: Tensor
-    recent_responses: Tensor
-    lengths: Tensor
-    logits: Tensor
-    all_logits: Tensor
-    probabilities: Tensor
-    next_problem_ids: Tensor
-    next_problem_probabilities: Tensor
-
-    @model_validator(mode="before")
-    @classmethod
-    def _names_default_to_roles(cls, table: object) -> object:
-        if not isinstance(table, dict):
-            return table
-        return {role: {"name": role, **t} if isinstance(t, dict) else t for role, t in table.items()}
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Tensors:
-        names = [tensor.name for _, tensor in self]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(
-                f"two tensors are named {twice[0]!r}; an ensemble wires tensors by name, so each needs its own"
-            )
-        return self
