@@ -133,7 +133,7 @@ class Spec(Table):
         if sizes and sizes[-1] > self.batching.max_batch_size:
             raise ValueError(
                 f"steps.core.graph_batch_sizes ends in {sizes[-1]}, but a batch has at most {self.batching.max_batch_size} "
-                "histories (batching.max_batch_size)"
+                f"{self.contract.words.histories} (batching.max_batch_size)"
             )
         return self
 
