@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -179,7 +179,7 @@ class _Running:
 
         Those before the first step it refuses: callers who ask again and again would keep a server that stops from ending.
         """
-        return self._answered(model)[0], self._waiting()
+        return self._answered(model)[0], self._waiting({PREPROCESS, model})
 
     def mean_s(self, model: str) -> float:
         """How long a request took so far, queues included."""
@@ -192,11 +192,11 @@ class _Running:
         every = [version["inference_stats"]["success"] for version in json.loads(page)["model_stats"]] if page else []
         return sum(one["count"] for one in every), sum(one["ns"] for one in every) / 1e9
 
-    def _waiting(self) -> float:
+    def _waiting(self, first: Collection[str]) -> float:
         """What the queues behind the first step hold. Triton has it among its metrics alone, not in its statistics."""
         families = text_string_to_metric_families(self._get(self._ports.metrics, "/metrics") or "")
         samples = [sample for family in families for sample in family.samples if family.name == PENDING]
-        return sum(sample.value for sample in samples if sample.labels["model"] != PREPROCESS)
+        return sum(sample.value for sample in samples if sample.labels["model"] not in first)
 
     def _get(self, port: int, path: str) -> str | None:
         """A page of the server's; None while there is none."""
