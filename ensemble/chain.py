@@ -69,7 +69,7 @@ def answer(chain: Sequence[Sequence[Any]], rows: np.ndarray, given: Mapping[str,
     ([[2, 3]], [[2.0, 1.0]])
 
     Args:
-        given: what links name: ids INT32 or INT64 [batch, any], -1 is padding.
+        given: what links name: ids INT32 or INT64 [batch, any], -1 is padding; "at" none where the request has none.
     """
     left_out: tuple[np.ndarray, int] | None = None
     padded: np.ndarray | None = None
@@ -79,7 +79,7 @@ def answer(chain: Sequence[Sequence[Any]], rows: np.ndarray, given: Mapping[str,
         elif name == "scale":
             rows = rows * np.float32(arguments[0])
         elif name == "at":
-            padded = given[arguments[0]] < 0
+            padded = given[arguments[0]] < 0 if arguments[0] in given else np.full(rows.shape, True)
         elif name == "leave_out":
             left_out = given[arguments[0]], arguments[1]
         elif name == "nearest":

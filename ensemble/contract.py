@@ -165,6 +165,8 @@ class Contract(NamedTuple):
             elif source.of in self.contexts:
                 if source.of in request:
                     fed[source.name] = _known(request[source.of]).astype(dtype, copy=False)
+                else:  # nobody asks for it, or for all there is: a column to compute, which counts as padding
+                    fed[source.name] = np.zeros((len(lengths), 1), dtype)
             else:
                 fed[source.name] = self._derived(source, request, whole, valid, width).astype(dtype, copy=False)
         return fed

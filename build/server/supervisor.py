@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -138,7 +138,8 @@ class Supervisor:
     def _stop(self, running: _Running, drain: Path) -> int:
         """New requests are refused from here on; those under way get their answers; then the server ends."""
         drain.touch()
-        if running.ready():
+        # Triton itself finishes what one model has under way; between an ensemble's steps it lets go of requests.
+        if running.ready() and (self._repository / PREPROCESS).is_dir():
             self._say("stopping: finishing what is under way")
             quiet_s = max(QUIET_S, QUIET_MEANS * running.mean_s(self._model))
             deadline, last, since = time.monotonic() + DRAIN_S, running.progress(self._model), time.monotonic()
@@ -179,7 +180,7 @@ class _Running:
 
         Those before the first step it refuses: callers who ask again and again would keep a server that stops from ending.
         """
-        return self._answered(model)[0], self._waiting({PREPROCESS, model})
+        return self._answered(model)[0], self._waiting()
 
     def mean_s(self, model: str) -> float:
         """How long a request took so far, queues included."""
@@ -192,11 +193,11 @@ class _Running:
         every = [version["inference_stats"]["success"] for version in json.loads(page)["model_stats"]] if page else []
         return sum(one["count"] for one in every), sum(one["ns"] for one in every) / 1e9
 
-    def _waiting(self, first: Collection[str]) -> float:
+    def _waiting(self) -> float:
         """What the queues behind the first step hold. Triton has it among its metrics alone, not in its statistics."""
         families = text_string_to_metric_families(self._get(self._ports.metrics, "/metrics") or "")
         samples = [sample for family in families for sample in family.samples if family.name == PENDING]
-        return sum(sample.value for sample in samples if sample.labels["model"] not in first)
+        return sum(sample.value for sample in samples if sample.labels["model"] != PREPROCESS)
 
     def _get(self, port: int, path: str) -> str | None:
         """A page of the server's; None while there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -29,9 +30,11 @@ LENGTHS = (0, 1, 3, 20, 20, 37, 64, 100, 128, 300, 511, 512, 700)
 
 
 def regions() -> set[str]:
-    """What the servers of this run have in shared memory; and what clients have, whose names are gone in a moment."""
-    ours = (reaper.marked()[reaper.MARK], "lastrow_")
-    return {path.name for path in reaper.SHM.iterdir() if path.name.startswith(ours)}
+    """What the servers of this run have in shared memory, and clients of this process, or of one that is no more."""
+    server, names = reaper.marked()[reaper.MARK], {path.name for path in reaper.SHM.iterdir()}
+    clients = {name for name in names if name.startswith("lastrow_") and name.split("_")[1].isdigit()}
+    beside = {name for name in clients if psutil.pid_exists(pid := int(name.split("_")[1])) and pid != os.getpid()}
+    return {name for name in names if name.startswith(server)} | (clients - beside)
 
 
 def wait_until(done: Callable[[], bool], timeout_s: float, what: str) -> float:

@@ -17,7 +17,6 @@ import triton_python_backend_utils as pb_utils
 
 from . import preprocess
 from .chain import answer, damage
-from .contract import RefusedError
 from .lastrow_onnxruntime import binding, settings
 
 Question = collections.namedtuple("Question", "request inputs fed")
@@ -71,16 +70,7 @@ class TritonPythonModel(preprocess.TritonPythonModel):
         return responses
 
     def _answer(self, request):
-        question = Question(request, *self.taken(request))
-        rows = self._wanted([question])
-        for core in self.cores:
-            missing = [name for name in core.inputs if name not in question.fed]
-            if missing and rows.intersection(core.outputs):
-                of = next(source.of for source in self.contract.core if source.name == missing[0])
-                raise RefusedError(
-                    "shape", f"{of} is missing; {' and '.join(request.requested_output_names())} is about it"
-                )
-        return question
+        return Question(request, *self.taken(request))
 
     def _wanted(self, questions):
         """The names of the rows that their answers are made of."""

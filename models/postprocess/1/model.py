@@ -51,8 +51,10 @@ class TritonPythonModel:
     def _answer(self, request):
         words = self.contract.words
         given = {
-            name: batch_of(pb_utils.get_input_tensor_by_name(request, name).as_numpy(), name, axes, words)
+            name: batch_of(tensor.as_numpy(), name, axes, words)
             for name, axes in self.inputs
+            for tensor in [pb_utils.get_input_tensor_by_name(request, name)]
+            if tensor is not None  # an optional one may be missing
         }
         name, rows = next(iter(given.items()))
         if self.selects:
