@@ -167,8 +167,8 @@ class Sequence(Spec):
         if self.row.select == "own":
             return None
         if self.row.select in ("mean", "max") or (self.row.select, self.model.padding) == ("last", "right"):
-            return Source(_free(LENGTHS, self._fed_names), "lengths")
-        return Source(_free(ROW, self._fed_names), "row")
+            return Source(free(LENGTHS, self._fed_names), "lengths")
+        return Source(free(ROW, self._fed_names), "row")
 
     @property
     def fed(self) -> dict[str, Source]:
@@ -294,5 +294,6 @@ def _is_step(context: Context, of: Input) -> bool:
     return context.shape == of.shape and (context.dtype == "FP32") == (of.dtype == "FP32")
 
 
-def _free(name: str, taken: list[str]) -> str:
+def free(name: str, taken: list[str]) -> str:
+    """The name, or with a number behind it where that is taken."""
     return next(free for free in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if free not in taken)

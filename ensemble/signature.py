@@ -14,6 +14,7 @@ DERIVED = {
     "token_types": ("token_type_ids", "segment_ids"),
     "row": ("row",),
 }
+KNOWN = {name: of for of, names in DERIVED.items() for name in names}  # what a name asks for
 INTEGER = "INT32"  # of what is derived
 
 
@@ -26,9 +27,8 @@ def recognised(names: Sequence[str], histories: Sequence[str], contexts: Sequenc
     Raises:
         ValueError: of some nothing tells.
     """
-    asked = {name: of for of, known in DERIVED.items() for name in known}
     found = {name: name for name in names if name in (*histories, *contexts)}
-    found.update({name: asked[name.lower()] for name in names if name not in found and name.lower() in asked})
+    found.update({name: KNOWN[name.lower()] for name in names if name not in found and name.lower() in KNOWN})
     unknown = [name for name in names if name not in found]
     left = [history for history in histories if history not in found.values()]
     if len(unknown) > len(left) or (len(unknown) > 1 and unknown != left):

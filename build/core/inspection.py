@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from build.core.subject import Array, Given, InspectionError, Subject, is_named, told
+from build.core.subject import ONCE, Array, Given, InspectionError, Subject, is_named, told
 
 WINDOW = 256  # where a model takes histories of any length
 _SIZES = ((3, 5), (2, 4))  # batch and time that a model is tried at
@@ -260,6 +260,6 @@ def _spelled(way: tuple[Given, ...]) -> str:
     axes = ["batch"]
     told_of = []
     for given in way:
-        shape = [*axes, *([] if given.of in ("context", "lengths", "row") else ["time"]), *map(str, given.shape)]
+        shape = [*axes, *([] if given.of in ONCE else ["time"]), *map(str, given.shape)]
         told_of.append(f"{given.name} {given.dtype} [{', '.join(shape)}]")
     return ", ".join(told_of)

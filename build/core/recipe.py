@@ -61,7 +61,7 @@ def _proven(
     full_file, cut_file = path.with_name("full.onnx"), path.with_name("cut.onnx")
     with bar("lower") as update:
         save(core, cut_file)
-        others = {each.step: _columns(core, each, each.columns, spec) for each in spec.cores if each.columns}
+        others = {each.step: _columns(core, each, spec) for each in spec.cores if each.columns}
         core = widen(lower(core, spec.export.precision), spec)
         save(core, path)
     with bar("parity") as update:
@@ -82,12 +82,13 @@ def _proven(
     return Core(core, worst, others)
 
 
-def _columns(core: ir.Model, of: specs.Core, name: str, spec: Spec) -> ir.Model:
-    """The core that answers the columns that its input `name` says, under the name that its step gives the answer."""
+def _columns(core: ir.Model, of: specs.Core, spec: Spec) -> ir.Model:
+    """The core that answers wanted columns, under the name that its step gives the answer."""
+    assert of.columns is not None
     output = str(core.graph.outputs[of.of].name)
     kept = core.clone()
     kept.graph.outputs[:] = [value for value in kept.graph.outputs if value.name == output]
-    made = columns(kept, output, name)
+    made = columns(kept, output, of.columns)
     if made.rests:
         say(f"{of.step}: all columns are computed, and the wanted ones taken behind: {'; '.join(made.rests)}")
     model = made.model

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from build.core.asked import by_name
 from build.core.reduce.file import load, open_session
 from ensemble.errors import LastrowError
-from ensemble.signature import DERIVED
+from ensemble.signature import KNOWN
 
 Array = np.ndarray
 Feed = Mapping[str, Array]
 ONCE = ("context", "lengths", "row")  # a number, or one vector, a history
 _TYPES = {"float": np.float32, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
 _WAYS = 400  # in which a module's inputs are tried
-_KNOWN = {name: of for of, names in DERIVED.items() for name in names}
 
 
 class InspectionError(LastrowError):
@@ -106,7 +106,7 @@ def of_file(path: Path) -> Subject:
             raise InspectionError(
                 f"{path}: input {value.name} is {value.type} [{axes}]; served are INT32, INT64, FP32 and BOOL, batch first"
             )
-        derived = _KNOWN.get(value.name.lower())
+        derived = KNOWN.get(value.name.lower())
         rank, dtype = len(value.shape), np.dtype(kind)
         vector = dtype.kind == "f" and rank == 2 and isinstance(value.shape[1], int) and len(values) > 1
         of = derived or ("context" if rank == 1 or vector else "history")
@@ -124,10 +124,9 @@ def of_file(path: Path) -> Subject:
             )
         why = f"its name says so; {value.type[7:-1]} [{axes}]" if derived else f"{value.type[7:-1]} [{axes}]"
         found.append(Given(value.name, of, dtype, rest, why=why))
-    names = [value.name for value in session.get_outputs()]
 
     def run(feed: Feed) -> dict[str, Array]:
-        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+        return by_name(session, session.run(None, dict(feed)))
 
     counted = tuple(replace(each, of="lengths") if _may_count(each) else each for each in found)
     return Subject(path.stem, run, tuple(dict.fromkeys((counted, tuple(found)))), time)
@@ -150,7 +149,7 @@ def of_module(model: nn.Module, name: str) -> Subject:
         if not needed:
             raise InspectionError(f"{name}: its forward takes any inputs ({', '.join(parameters)}), and so names none")
     names = [each.name for each in needed] or list(parameters)[:1]
-    told = [each for each in parameters if each not in names and _KNOWN.get(each) in ("mask", "padding", "lengths")]
+    told = [each for each in parameters if each not in names and KNOWN.get(each) in ("mask", "padding", "lengths")]
     widths = sorted({width for module in model.modules() for width in _widths(module)})
     options = [list(_options(each, widths)) for each in (*names, *told)]
     ways = tuple(
@@ -177,8 +176,8 @@ def _widths(module: nn.Module) -> Iterator[int]:
 def _options(name: str, widths: list[int]) -> Iterator[Given]:
     """What an input of this name may be, the likeliest first."""
     integers, floats = np.dtype(np.int64), np.dtype(np.float32)
-    if name.lower() in _KNOWN:
-        of = _KNOWN[name.lower()]
+    if name.lower() in KNOWN:
+        of = KNOWN[name.lower()]
         yield Given(name, of, np.dtype(np.bool_) if of == "padding" else integers, why="its name says so")
     yield Given(name, "history", integers, why="integers, one a step")
     for width in widths:
@@ -202,7 +201,7 @@ def _arrays(answer: Any) -> dict[str, Array]:
 
 def is_named(given: Given) -> bool:
     """Whether its name says what it is."""
-    return given.name.lower() in _KNOWN
+    return given.name.lower() in KNOWN
 
 
 def told(given: Given, why: str) -> Given:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,21 +45,17 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
     """
     wanted = fingerprint.of(spec, checkpoint)
     files = derived(spec)
-    core = core_file(spec, out)
-    found, weights = metadata(core), outside(core)
+    cores = {core.step: core_file(spec, out, core.step) for core in spec.cores}
+    found, weights = metadata(cores[CORE]), outside(cores[CORE])
     try:
         written = manifest.read(out)
         _check_owner(out, files, written)
         with aside.beside(out) as folder:
             moves: dict[Path, Path] = {}
-            others = {each.step: core_file(spec, out, each.step) for each in spec.cores if each.columns}
-            there = [*weights, *others.values()]
-            if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in there):
-                targets = {CORE: core, **others}
-                parity = _make_core(
-                    spec, checkpoint, wanted, {step: folder / step / t.name for step, t in targets.items()}
-                )
-                for step, target in targets.items():
+            if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in (*weights, *cores.values())):
+                drafts = {step: folder / step / target.name for step, target in cores.items()}
+                parity = _make_cores(spec, checkpoint, wanted, drafts)
+                for step, target in cores.items():
                     made = sorted((folder / step).glob(f"{target.name}*"), reverse=True)
                     moves |= {target.with_name(file.name): file for file in made}  # weights first where they lie apart
                 stale = [file for file in weights if FINGERPRINT in found and file not in moves]
@@ -73,7 +69,7 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
             for target, source in moves.items():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
-            for file in (*stale, *_left(out, written, {core, *others.values()})):
+            for file in (*stale, *_left(out, written, cores.values())):
                 if file.is_file():
                     manifest.remove(out, file)
             manifest.update(out, written, files)
@@ -82,7 +78,7 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
     return Built(out, tuple(sorted(str(target.relative_to(out)) for target in moves)), parity)
 
 
-def _left(out: Path, written: Mapping[str, str], cores: set[Path]) -> list[Path]:
+def _left(out: Path, written: Mapping[str, str], cores: Collection[Path]) -> list[Path]:
     """Cores, and weights beside them, that an earlier build wrote for steps or a layout that are no more."""
     found: list[Path] = []
     for model in {Path(name).parts[0] for name in written}:
@@ -100,7 +96,7 @@ def core_file(spec: Spec, repository: Path, step: str = CORE) -> Path:
     return repository / step / "1" / "model.onnx"
 
 
-def _make_core(spec: Spec, checkpoint: Path, wanted: str, files: Mapping[str, Path]) -> float:
+def _make_cores(spec: Spec, checkpoint: Path, wanted: str, files: Mapping[str, Path]) -> float:
     """Write every core, and in it what it was made from; returns the largest difference from PyTorch."""
     # Nearly every build finds its core there, and is to know without PyTorch.
     from build.core import recipe

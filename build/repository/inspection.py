@@ -13,6 +13,7 @@ from rich.table import Table
 
 from build import ARTIFACTS, aside
 from ensemble.errors import LastrowError, SpecError
+from ensemble.sequence import free
 from ensemble.spec import Spec
 from ensemble.tables import CORE, POSTPROCESS, PREPROCESS, PROPOSE
 
@@ -173,7 +174,7 @@ def _names(found: Inspection) -> dict[str, str]:
     names: dict[str, str] = {}
     for given in found.inputs:
         if given.is_drawn:
-            names[given.name] = _free(_safe(given.name), [*names.values()])
+            names[given.name] = free(_safe(given.name), [*names.values()])
     return names
 
 
@@ -181,7 +182,7 @@ def _answers(found: Inspection, names: dict[str, str]) -> dict[str, str]:
     """By output what clients call it."""
     answers: dict[str, str] = {}
     for output in found.outputs:
-        answers[output] = _free(_safe(output), [*names.values(), *answers.values()])
+        answers[output] = free(_safe(output), [*names.values(), *answers.values()])
     return answers
 
 
@@ -191,10 +192,6 @@ def _safe(name: str) -> str:
     safe = safe if re.match(r"[A-Za-z_]", safe) else f"model_{safe}"
     steps = (PREPROCESS, CORE, POSTPROCESS, PROPOSE)
     return f"{safe}_model" if safe in steps else safe
-
-
-def _free(name: str, taken: list[str]) -> str:
-    return next(free for free in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if free not in taken)
 
 
 def _key(name: str) -> str:

@@ -95,12 +95,6 @@ def histories_of(given: object) -> list[History]:
     return histories
 
 
-def outputs(interface: Interface, asked: Asked) -> list[str]:
-    """The tensors of what is wanted."""
-    wanted = asked.answers()
-    return [tensor for answer in interface.answers if answer.name in wanted for tensor in answer.tensors]
-
-
 def mappings(histories: Sequence[History], candidates: npt.ArrayLike, interface: Interface) -> list[dict[str, object]]:
     """Every learner's history and the problems that the call is about, by input name.
 

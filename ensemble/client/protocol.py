@@ -150,7 +150,7 @@ class Protocol:
             return Call(made.requests, shared)
 
         def requests() -> Iterator[Request]:
-            wanted = learners.outputs(interface, asked)
+            wanted = _tensors(_wanted(interface, asked.answers()))
             for first, arrays in learners.batches(histories, interface):
                 yield self._request(interface, first, arrays, wanted, carried)
 
@@ -174,7 +174,7 @@ class Protocol:
                     "not",
                     "INVALID_ARGUMENT",
                 )
-        names = [name for answer in wanted for name in answer.tensors]
+        names = _tensors(wanted)
         requests = [self._request(interface, batch.numbers[0], batch.arrays, names, carried) for batch in made]
 
         def result(arrays: list[dict[str, np.ndarray]]) -> Any:
@@ -312,6 +312,10 @@ def _wanted(interface: Interface, answers: str | Sequence[str] | None) -> list[A
             "INVALID_ARGUMENT",
         )
     return wanted
+
+
+def _tensors(wanted: Iterable[Answered]) -> list[str]:
+    return [name for answer in wanted for name in answer.tensors]
 
 
 def _share(

@@ -18,14 +18,20 @@ from transformers import (
 IDS, WIDTH, LONGEST = 11, 8, 32
 
 
-class GPT2(nn.Module):
+class LanguageModel(nn.Module):
+    """What its `model` answers for each token."""
+
+    model: nn.Module
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+class GPT2(LanguageModel):
     def __init__(self) -> None:
         super().__init__()
         config = GPT2Config(vocab_size=IDS, n_positions=LONGEST, n_embd=WIDTH, n_layer=2, n_head=2, use_cache=False)
         self.model = GPT2LMHeadModel(config)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
 class GPT2Unmasked(GPT2):
@@ -33,7 +39,7 @@ class GPT2Unmasked(GPT2):
         return self.model(input_ids=input_ids).logits
 
 
-class Llama(nn.Module):
+class Llama(LanguageModel):
     def __init__(self) -> None:
         super().__init__()
         config = LlamaConfig(
@@ -47,9 +53,6 @@ class Llama(nn.Module):
             use_cache=False,
         )
         self.model = LlamaForCausalLM(config)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
 class Bert(nn.Module):
