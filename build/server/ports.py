@@ -6,13 +6,18 @@ import argparse
 import contextlib
 import errno
 import ipaddress
+import random
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 from build.server.errors import ServerError
 
 PORTS = {"http-port": 8000, "grpc-port": 8001, "metrics-port": 8002}  # tritonserver's own defaults
 LOOPBACK = "127.0.0.1"
+FIRST_PORT = 10_000  # services of a machine's own mostly lie below
+OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
+DEFAULT_OUTGOING = 32_768
 HTTP_IPV6 = "ipv6:"  # what HTTP wants before such an address
 
 
@@ -51,12 +56,27 @@ def check_ports(arguments: Sequence[str]) -> None:
 
 
 def free_ports(count: int = 3, address: str = LOOPBACK) -> list[int]:
-    """Ports on the address that nothing listens on now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket(_family(address))) for _ in range(count)]
-        for probe in probes:
-            probe.bind((address, 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports on the address that nothing listens on now.
+
+    They lie below those that the system gives to outgoing connections, which could take one before its server does.
+    """
+    ports: list[int] = []
+    for port in random.sample(range(FIRST_PORT, _first_outgoing()), k=_first_outgoing() - FIRST_PORT):
+        with socket.socket(_family(address)) as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise ServerError(f"{address} has no {count} free ports from {FIRST_PORT} to {_first_outgoing() - 1}")
+
+
+def _first_outgoing() -> int:
+    """The first port that an outgoing connection may get; Linux' own default where the system names none that helps."""
+    with contextlib.suppress(OSError, ValueError):
+        first = int(OUTGOING.read_text(encoding="ascii").split()[0])
+        if first > 2 * FIRST_PORT:
+            return first
+    return DEFAULT_OUTGOING
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -94,12 +114,6 @@ def listening(grpc: str, http: str) -> list[str]:
         f"--http-address={http}",
         f"--metrics-address={http}",
     ]
-
-
-def listens(port: int) -> bool:
-    """Whether the port is open. Triton opens that of its metrics last, a moment after it is ready for gRPC."""
-    with socket.socket() as probe:
-        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 def loopback() -> list[str]:

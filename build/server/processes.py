@@ -60,6 +60,13 @@ class Processes:
         root = psutil.Process(self.popen.pid)
         return [root, *root.children(recursive=True)]
 
+    def listen(self, port: int) -> bool:
+        """Whether the server has opened the port. That of its metrics comes last, a moment after it is ready for gRPC."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = psutil.Process(self.popen.pid).net_connections("tcp")
+            return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
+        return False
+
     def dead_stubs(self, for_s: float = 0.0) -> list[str]:
         """Instances whose process has ended on its own, e.g. "core_0_0". Triton serves on without them and stays "ready".
 

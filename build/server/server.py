@@ -13,9 +13,16 @@ import tritonclient.grpc as grpcclient
 from build import ARTIFACTS
 from build.server.errors import ServerError
 from build.server.log import failures
-from build.server.ports import LOOPBACK, free_ports, listens, loopback
+from build.server.ports import LOOPBACK, free_ports, loopback
 from build.server.processes import BURIED_WITHIN_S, Processes
 from build.server.repository import check_repository
+
+STARTS = 3  # with other ports each, where another process took one between the look and the start
+PORT_TAKEN = "already in use"  # what Triton says of each of its three endpoints then
+
+
+class PortTakenError(ServerError):
+    """Another process listens on a port that was free a moment ago."""
 
 
 class Server:
@@ -50,6 +57,12 @@ class Server:
 
     def __enter__(self) -> Server:
         check_repository(self.repository)
+        for _ in range(STARTS - 1):
+            with contextlib.suppress(PortTakenError):
+                return self._start()
+        return self._start()
+
+    def _start(self) -> Server:
         http, grpc, metrics = free_ports()
         self.http_url, self.grpc_url = f"{LOOPBACK}:{http}", f"{LOOPBACK}:{grpc}"
         self.metrics_url = f"http://{LOOPBACK}:{metrics}/metrics"
@@ -82,9 +95,10 @@ class Server:
         with contextlib.closing(grpcclient.InferenceServerClient(self.grpc_url)) as client:
             while time.monotonic() < deadline:
                 if self.processes.returncode is not None:
-                    raise ServerError(
+                    causes = self._causes()
+                    raise (PortTakenError if PORT_TAKEN in causes else ServerError)(
                         f"tritonserver ended with exit code {self.processes.returncode} while it started. "
-                        f"{self._causes()} The whole log: {self.log}"
+                        f"{causes} The whole log: {self.log}"
                     )
                 # Triton would wait for them for ever.
                 dead = self.processes.dead_stubs(BURIED_WITHIN_S)
@@ -94,7 +108,7 @@ class Server:
                         f"The whole log: {self.log}"
                     )
                 with contextlib.suppress(grpcclient.InferenceServerException):  # refused until the port is open
-                    if client.is_server_ready(client_timeout=1.0) and listens(metrics_port):
+                    if client.is_server_ready(client_timeout=1.0) and self.processes.listen(metrics_port):
                         return
                 self._waiting()
                 time.sleep(0.1)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from build import ROOT
-from build.server import PORTS, Server, ServerError, free_ports, loopback
+from build.server import PORTS, Server, ServerError, free_ports, loopback, server
 from ensemble.client import Client
 from tests.conftest import Served, answer_of, learner, needs_ipv6
 
@@ -166,6 +167,23 @@ def test_a_taken_port_is_one_line(served: Served):
     assert done.returncode == 1
     assert done.stderr.startswith(f"tritonserver: port {taken} on 127.0.0.1 is not free")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_lost_before_the_start_is_another_the_next_time(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        lost = taken.getsockname()[1]
+        lost_ones = [[lost, *free_ports(2)], [*free_ports(2), lost], [free_ports(1)[0], lost, free_ports(1)[0]]]
+        given = [*lost_ones[:2], free_ports(3), *lost_ones]
+        monkeypatch.setattr(server, "free_ports", lambda: given.pop(0))
+        with Server(served.repository, log=tmp_path / "tritonserver.log") as started:
+            assert lost not in {int(url.rpartition(":")[2]) for url in (started.http_url, started.grpc_url)}
+        with pytest.raises(server.PortTakenError, match=f"{lost}.* already in use"):
+            Server(served.repository, log=tmp_path / "tritonserver.log").__enter__()
+        assert not given
 
 
 def test_a_damaged_repository_is_explained(served: Served, tmp_path: Path):

@@ -109,6 +109,25 @@ def test_a_python_that_keeps_its_library_to_itself_is_told_to_the_stub(monkeypat
     assert find().environment["LD_LIBRARY_PATH"].endswith("nvidia_pytriton.libs")
 
 
+@pytest.mark.parametrize("said", ["32768\t60999\n", "1024\t65535\n", "nothing", None])
+def test_free_ports_are_none_that_an_outgoing_connection_may_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+):
+    monkeypatch.setattr(ports, "OUTGOING", tmp_path / "ip_local_port_range")
+    if said is not None:
+        ports.OUTGOING.write_text(said)
+    found = free_ports(100)
+    assert len(set(found)) == 100
+    assert ports.FIRST_PORT <= min(found) <= max(found) < 32_768
+    monkeypatch.setattr(ports, "FIRST_PORT", found[0])
+    monkeypatch.setattr(ports, "DEFAULT_OUTGOING", found[0] + 1)
+    monkeypatch.setattr(ports, "OUTGOING", tmp_path / "missing")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", found[0]))
+        with pytest.raises(ServerError, match=f"no 1 free ports from {found[0]}"):
+            free_ports(1)
+
+
 def test_a_taken_port_is_named():
     free = free_ports(3)
     arguments = [f"--{option}={port}" for option, port in zip(server.PORTS, free, strict=True)] + server.loopback()
