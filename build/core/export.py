@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 
 from build.core.reduce import narrow
 from build.core.reduce.file import load, open_session, save
@@ -64,7 +65,7 @@ def export(model: nn.Module, spec: Spec) -> Full:
     reasons = []
     for dynamo in (True, False):
         try:
-            with _quiet():
+            with _quiet(), _masks_unread():
                 exported = _export(module, spec, dynamo)
             _run_elsewhere(exported, spec)
         # What tracing somebody's code, and loading what became of it, may raise has no common base.
@@ -138,6 +139,24 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         exporter_log.setLevel(level)
+
+
+@contextmanager
+def _masks_unread() -> Iterator[None]:
+    """Without PyTorch's look whether an attention mask's values are causal, which no exporter can follow.
+
+    By its documentation what it finds is a hint for faster kernels: the mask itself is applied either way.
+    """
+
+    def hint(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
+        return is_causal is True
+
+    looks = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = hint
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = looks
 
 
 def _run_elsewhere(model: ir.Model, spec: Spec) -> None:

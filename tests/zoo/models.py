@@ -264,6 +264,22 @@ class TwoStacks(nn.Module):
         return self.head(torch.cat([self.first(self.items(items))[0], self.second(ratings[..., None])[0]], -1))
 
 
+class CausalEncoder(nn.Module):
+    """PyTorch's own encoder, given a causal mask of floats, as its tutorials do, and which steps are padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(IDS, WIDTH), nn.Embedding(LONGEST, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 2 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(WIDTH, IDS)
+
+    def forward(self, ids: Tensor, padding_mask: Tensor) -> Tensor:
+        time = ids.shape[1]
+        x = self.tokens(ids) + self.positions(torch.arange(time))
+        causal = nn.Transformer.generate_square_subsequent_mask(time)
+        return self.head(self.encoder(x, mask=causal, src_key_padding_mask=padding_mask))
+
+
 class Loop(nn.Module):
     """A recurrence written as a loop in Python."""
 
