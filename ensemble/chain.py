@@ -69,7 +69,7 @@ def answer(chain: Sequence[Sequence[Any]], rows: np.ndarray, given: Mapping[str,
     ([[2, 3]], [[2.0, 1.0]])
 
     Args:
-        given: what links name: ids INT32 or INT64 [batch, any], -1 is padding; "at" none where the request has none.
+        given: what links name, as far as the request has it: ids INT32 or INT64 [batch, any], -1 is padding.
     """
     left_out: tuple[np.ndarray, int] | None = None
     padded: np.ndarray | None = None
@@ -81,7 +81,7 @@ def answer(chain: Sequence[Sequence[Any]], rows: np.ndarray, given: Mapping[str,
         elif name == "at":
             padded = given[arguments[0]] < 0 if arguments[0] in given else np.full(rows.shape, True)
         elif name == "leave_out":
-            left_out = given[arguments[0]], arguments[1]
+            left_out = given.get(arguments[0], np.zeros((len(rows), 0), np.int32)), arguments[1]
         elif name == "nearest":
             return _picked(np.abs(rows - np.float32(arguments[0])), rows, arguments[1], left_out)
         elif name == "top":

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .values import WORDS, RefusedError, Values, Words, batch_of, check, check_context, check_ids
+from .values import WORDS, RefusedError, Values, Words, batch_of, check, check_context, check_ids, counted
 from .window import PADDING, appended, is_valid, narrowest, pad, positions, recent, shifted
 
 __all__ = [
@@ -44,7 +44,8 @@ class Source(NamedTuple):
     numbers from `start`; "token_types", zeros; "row", the number of the wanted one.
 
     append: a number, or the name of a context, that stands behind the history as one more step. shift: the name of a
-    context: each step is replaced by the one after it, and the last by that.
+    context: each step is replaced by the one after it, and the last by that. columns: whether it is a context that names
+    wanted columns: what pads it, and who asks for none, computes column 0 and throws it away.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Source(NamedTuple):
     append: Any = None
     shift: str | None = None
     start: int = 0
+    columns: bool = False
 
 
 def last_rows(rows: np.ndarray, lengths: np.ndarray, names: tuple[str, str], words: Words = WORDS) -> np.ndarray:
@@ -96,7 +98,8 @@ class Contract(NamedTuple):
         shortest, longest: steps of a history, at least and, in a request, at most.
         left: whether windows are padded in front. fills: what the core sees there, of an input that is not padded with 0.
         even: whether nothing is padded: all histories of a request have one length, and the core sees that.
-        contexts: what a request has once a history and not a step. optional: those that it may do without.
+        contexts: what a request has once a history and not a step. optional: those that it may do without; defaults: what
+            the core gets then. pads: what it gets behind a context of any length that is shorter than its neighbours'.
         select, row: which row the model is asked for, "last", "first", or that of the context `row`.
     """
 
@@ -113,6 +116,8 @@ class Contract(NamedTuple):
     optional: tuple[str, ...] = ()
     select: str = "last"
     row: str | None = None
+    defaults: tuple[tuple[str, Any], ...] = ()
+    pads: tuple[tuple[str, float], ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -136,6 +141,8 @@ class Contract(NamedTuple):
         for name, allowed in self.contexts.items():
             if name in request:
                 check_context(request[name], allowed, name, len(lengths), self.words)
+                if allowed.is_open and self._is_seen(name):
+                    counted(request[name], allowed, name, self.pads_context(name), self.words)
             elif name not in self.optional:
                 raise RefusedError("shape", f"{name} is missing; this model needs it of each {self.words.history}")
         return lengths
@@ -148,6 +155,7 @@ class Contract(NamedTuple):
         Raises:
             RefusedError: the wanted row is not in the window.
         """
+        request = self._whole(request, len(lengths))
         longer = any(source.append is not None for source in self.core)
         whole = lengths + 1 if longer else lengths
         valid = np.minimum(whole, self.widths[-1])
@@ -163,13 +171,40 @@ class Contract(NamedTuple):
                     values = shifted(values, lengths, request[source.shift])
                 fed[source.name] = recent(values, ends, width, dtype, fills.get(source.of, 0), self.left)
             elif source.of in self.contexts:
-                if source.of in request:
-                    fed[source.name] = _known(request[source.of]).astype(dtype, copy=False)
-                else:  # nobody asks for it, or for all there is: a column to compute, which counts as padding
-                    fed[source.name] = np.zeros((len(lengths), 1), dtype)
+                fed[source.name] = self._context(source, request, len(lengths)).astype(dtype, copy=False)
             else:
                 fed[source.name] = self._derived(source, request, whole, valid, width).astype(dtype, copy=False)
         return fed
+
+    def pads_context(self, name: str) -> bool:
+        """Whether histories of one request may have a context of any length in unequal lengths."""
+        return self.contexts[name].is_open and (name in dict(self.pads) or not self._is_seen(name))
+
+    def _is_seen(self, context: str) -> bool:
+        """Whether the core computes with a context's own values, and does not only look columns up by them."""
+        return any(source.of == context and not source.columns for source in self.core)
+
+    def _whole(self, request: Mapping[str, np.ndarray], batch: int) -> Mapping[str, np.ndarray]:
+        """With what stands for the contexts that it has not."""
+        missing = {name: value for name, value in self.defaults if name not in request}
+        if not missing:
+            return request
+        types = {name: np.float32 if self.contexts[name].end is None else np.int64 for name in missing}
+        return {**request, **{name: np.array([value] * batch, types[name]) for name, value in missing.items()}}
+
+    def _context(self, source: Source, request: Mapping[str, np.ndarray], batch: int) -> np.ndarray:
+        """A context as the core gets it: as it was sent, but for what pads it."""
+        allowed, values = self.contexts[source.of], request.get(source.of)
+        if (
+            values is None
+        ):  # only wanted columns may be missing without a default: one to compute, which counts as padding
+            return np.zeros((batch, 1), np.int32)
+        if not allowed.is_open:
+            return values
+        if source.columns:  # the core looks all of its ids up
+            return np.maximum(values, 0)
+        counts = counted(values, allowed, source.of, self.pads_context(source.of), self.words)
+        return recent(values, counts, int(counts.max()), values.dtype, dict(self.pads).get(source.of, 0))
 
     def _derived(
         self, source: Source, request: Mapping[str, np.ndarray], whole: np.ndarray, valid: np.ndarray, width: int
@@ -218,10 +253,6 @@ class Contract(NamedTuple):
         found["words"] = Words(*found["words"])
         for each in ("widths", "optional"):
             found[each] = tuple(found[each])
-        found["fills"] = tuple((name, fill) for name, fill in found["fills"])
+        for each in ("fills", "defaults", "pads"):
+            found[each] = tuple((name, value) for name, value in found[each])
         return cls(**found)
-
-
-def _known(values: np.ndarray) -> np.ndarray:
-    """Without padding: a core looks all of its ids up."""
-    return np.maximum(values, 0) if values.dtype.kind == "i" and values.ndim > 1 else values

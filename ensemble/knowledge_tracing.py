@@ -150,7 +150,7 @@ class KnowledgeTracing(Spec):
                 Source(t.recent_problem_ids.name, t.problem_ids.name),
                 Source(t.recent_responses.name, t.responses.name),
                 Source(t.lengths.name, "lengths"),
-                *(Source(tensor.name, asked.name) for asked, tensor in self._candidates),
+                *(Source(tensor.name, asked.name, columns=True) for asked, tensor in self._candidates),
             ),
             widths=self.model.widths,
             shortest=self.shortest_history,

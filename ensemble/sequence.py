@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from ensemble.contract import Contract, Source, Values, Words
+from ensemble.sequence_checks import check_numbers, is_int32, whole
 from ensemble.sequence_tables import (
     Context,
     Fed,
@@ -115,6 +117,20 @@ class Sequence(Spec):
                 raise ValueError(f"answer {wanted.name} picks {wanted.count} of {self._size(shape[-1])} columns")
             if (wanted.count or wanted.at) and len(shape) != 1:
                 raise ValueError(f"answer {wanted.name}: columns are picked from an output of shape [columns] alone")
+            self._check_columns(wanted, shape)
+
+    def _check_columns(self, wanted: Wanted, shape: tuple[Number, ...]) -> None:
+        """Of an answer that is about columns by their numbers, that these are columns."""
+        for name in (link[1] for link in wanted.links if link[0] in ("leave_out", "at")):
+            low, high = map(self._size, self._input(name).values or (0, 0))
+            last = self._size(shape[-1]) - 1 if shape else high
+            if low < 0 or high > last:
+                raise ValueError(f"answer {wanted.name}: {name} may be {low} to {high}, and columns are 0 to {last}")
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Sequence:
+        check_numbers(self)
+        return self
 
     @model_validator(mode="after")
     def _padding_suits_the_row(self) -> Sequence:
@@ -203,15 +219,42 @@ class Sequence(Spec):
             words=Words(**self.words.model_dump()),
             even=self.model.padding == "none",
             contexts={name: self._allowed(name, given) for name, given in self.context.items()},
-            optional=tuple(name for name, each in self.context.items() if each.optional or name in self._columns),
+            optional=tuple(name for name, each in self.context.items() if self._is_optional(name, each)),
             select="first" if self.row.select == "first" else "last",
             row=self.row.index,
+            defaults=tuple(
+                (name, whole(each.default, self._allowed(name, each)))
+                for name, each in self.context.items()
+                if each.default is not None
+            ),
+            pads=tuple((name, each.padding) for name, each in self.context.items() if each.padding is not None),
         )
+
+    def _is_optional(self, name: str, given: Context) -> bool:
+        return given.optional or given.default is not None or name in self._columns
+
+    def holds(self, source: Source) -> tuple[int, int] | None:
+        """The lowest and the highest of the integers that the core gets of an input; None: it is of floats, or derived."""
+        if self._input(source.of).values is None:
+            return None
+        of = [source.of, *(name for name in (source.append, source.shift) if isinstance(name, str))]
+        ranges = [self._allowed(name, self._input(name)) for name in of]
+        found = [number for each in ranges for number in (each.start, int(each.end or 0) - 1)]
+        found += [int(source.append)] if isinstance(source.append, (int, float)) else []
+        if source.of in self.history:
+            found.append(int(self.history[source.of].padding))
+        given = [self.context[name] for name in of if name in self.context]
+        found += [int(each.padding) for each in given if each.padding is not None]
+        for name, each in zip(of, map(self._input, of), strict=True):
+            if isinstance(each, Context) and each.default is not None:
+                default = np.asarray(whole(each.default, self._allowed(name, each)))
+                found += [int(default.min()), int(default.max())]
+        return min(found), max(found)
 
     @property
     def _columns(self) -> dict[str, Source]:
         """By the context that names wanted columns what hands them to a core."""
-        return {at: Source(f"{at}_columns", at) for at in dict.fromkeys(w.at for w in self.answer) if at}
+        return {at: Source(f"{at}_columns", at, columns=True) for at in dict.fromkeys(w.at for w in self.answer) if at}
 
     @property
     def requested(self) -> tuple[Tensor, ...]:
@@ -239,10 +282,16 @@ class Sequence(Spec):
             shape = [self._size(size) for size in self.context[source.of].shape]
         else:
             shape = [] if source.of in (LENGTHS, ROW) else [self._width]
-        own = self._input(source.of).dtype if source.of in (*self.history, *self.context) else INTEGER
-        return Tensor.model_validate(
-            {"dtype": dtype or ("FP32" if own == "FP32" else INTEGER), "shape": shape, "name": source.name}
-        )
+        return Tensor.model_validate({"dtype": dtype or self._dtype(source), "shape": shape, "name": source.name})
+
+    def _dtype(self, source: Source) -> str:
+        """What an input is fed as where the spec does not say: half the bytes of INT64, where that holds all there is."""
+        if source.of in (*self.history, *self.context) and self._input(source.of).dtype == "FP32":
+            return "FP32"
+        if source.of == "padding":
+            return "BOOL"
+        low, high = self.holds(source) or (0, 0)
+        return INTEGER if is_int32(low, high) else "INT64"
 
     @property
     def cores(self) -> tuple[Core, ...]:

@@ -40,11 +40,12 @@ class SequenceModel(Model):
 class Input(Table):
     """A tensor of a request.
 
-    values: the lowest and the highest of integers, both allowed; floats are any finite numbers.
+    values: the lowest and the highest of integers, both allowed; floats are any finite numbers. Where integers may be
+    negative, what pads them in a request is one below the lowest, and else -1.
     """
 
     dtype: Literal["INT32", "INT64", "FP32"] = "INT32"
-    shape: tuple[int | Name, ...] = ()
+    shape: tuple[Count | Name, ...] = ()
     values: tuple[Number, Number] | None = None
 
     @model_validator(mode="after")
@@ -63,9 +64,25 @@ class History(Input):
 
 
 class Context(Input):
-    """Once a history. A shape of [-1] is any length, padded with -1; optional: a request may do without."""
+    """Once a history. A shape of [-1] is any length, of [-1, 3] any number of vectors.
 
+    optional: a request may do without it. default: it may, and this is what the model gets then: a number, all over the
+    shape, or a list of that shape. padding: what the model gets behind one of any length that is shorter than another in the
+    same request, where it is padded with -1 or NaN; without it all of a request have to be of one length.
+    """
+
+    shape: tuple[Literal[-1] | Count | Name, ...] = ()
     optional: bool = False
+    default: int | float | list[Any] | None = None
+    padding: int | float | None = None
+
+    @model_validator(mode="after")
+    def _any_length_comes_first(self) -> Context:
+        if -1 in self.shape[1:]:
+            raise ValueError("-1, any length, is the first of a context's shape alone, as in shape = [-1, 3]")
+        if self.padding is not None and -1 not in self.shape:
+            raise ValueError("padding is for a context of any length, as shape = [-1] is; nothing pads this one")
+        return self
 
 
 class Fed(Table):

@@ -6,6 +6,7 @@ Numpy and the standard library alone, in the words of Python 3.8: a copy travels
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -37,6 +38,20 @@ class Values(NamedTuple):
     reason: str
     start: int = 0
     shape: tuple[int, ...] = ()
+
+    @property
+    def padding(self) -> float:
+        """What stands in a request where no value does: NaN; of integers -1, or one below `start` where that is negative.
+
+        >>> Values(9, "0 to 8", "id").padding, Values(9, "-5 to 8", "offset", -5).padding
+        (-1, -6)
+        """
+        return math.nan if self.end is None else min(PADDING, self.start - 1)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a context of it is of any length."""
+        return -1 in self.shape
 
 
 class Words(NamedTuple):
@@ -85,7 +100,7 @@ def check(
 
     Args:
         inputs: INT32 or INT64 [batch, time] or FP32 [batch, time, ...] by name, batch at least 1; the first is padded after
-            its last step alone, with -1 or NaN, and the others exactly where it is.
+            its last step alone, with what its `Values` say (-1, NaN), and the others exactly where it is.
         shortest: steps that a history needs at least.
         longest: columns that a request has at most; None: any number.
 
@@ -124,7 +139,7 @@ def check(
 
 
 def check_ids(ids: np.ndarray, allowed: Values, name: str, words: Words = WORDS) -> None:
-    """Refuse ids, INT32 or INT64 [batch, any], that are neither allowed nor -1, wherever that stands.
+    """Refuse ids, INT32 or INT64 [batch, any], that are neither allowed nor padding, wherever that stands.
 
     >>> check_ids(np.array([[3, -1, 4]]), Values(5, "0 to 4", "id"), "ids")
     >>> check_ids(np.array([[3, -1, 5]]), Values(5, "0 to 4", "id"), "ids")
@@ -134,18 +149,18 @@ def check_ids(ids: np.ndarray, allowed: Values, name: str, words: Words = WORDS)
     Raises:
         RefusedError: names history, position and value.
     """
-    wrong = ~(_is_allowed(ids, allowed) | (ids == PADDING))
+    wrong = ~(_is_allowed(ids, allowed) | is_padding(ids, allowed))
     if wrong.any():
         number, position = np.argwhere(wrong)[0]
         raise RefusedError(
             allowed.reason,
-            f"{name}: {words.history} {number}, position {position} is {ids[number, position]}; "
-            f"allowed are {allowed.said}, and -1 as padding",
+            f"{name}: {words.history} {number}, position {position} is {_spelled(ids[number, position])}; "
+            f"allowed are {allowed.said}, and {_fill(allowed)} as padding",
         )
 
 
 def check_context(values: np.ndarray, allowed: Values, name: str, batch: int, words: Words = WORDS) -> None:
-    """Refuse a context, [batch, ...], that is of another shape, or holds what is not allowed; -1 pads one of any length.
+    """Refuse a context, [batch, ...], that is of another shape, or holds what is neither allowed nor padding of any length.
 
     >>> check_context(np.array([3, 5]), Values(5, "0 to 4", "item"), "item", 2)
     Traceback (most recent call last):
@@ -154,7 +169,6 @@ def check_context(values: np.ndarray, allowed: Values, name: str, batch: int, wo
     Raises:
         RefusedError: names history and value.
     """
-    any_length = -1 in allowed.shape
     fits = values.ndim == len(allowed.shape) + 1
     fits = fits and all(size in (-1, given) for size, given in zip(allowed.shape, values.shape[1:]))
     if len(values) != batch or not fits:
@@ -162,7 +176,7 @@ def check_context(values: np.ndarray, allowed: Values, name: str, batch: int, wo
             "shape",
             f"{name} has shape {list(values.shape)}; needed is {list(allowed.shape)} for each of {batch} {words.histories}",
         )
-    if any_length and allowed.end is not None:
+    if allowed.is_open:
         check_ids(values, allowed, name, words)
         return
     known = _fits(values, allowed)
@@ -175,6 +189,37 @@ def check_context(values: np.ndarray, allowed: Values, name: str, batch: int, wo
         )
 
 
+def counted(values: np.ndarray, allowed: Values, name: str, padded: bool, words: Words = WORDS) -> np.ndarray:
+    """How many there are of a checked context of any length, INT32 [batch]: at least one, and what pads it behind them.
+
+    >>> counted(np.array([[3, 4], [5, -1]]), Values(9, "0 to 8", "item", shape=(-1,)), "items", padded=True).tolist()
+    [2, 1]
+
+    Args:
+        padded: whether one may have fewer than another.
+
+    Raises:
+        RefusedError: it has none, some behind padding, or another number than its neighbours where that may not be.
+    """
+    there = ~is_padding(values, allowed)
+    counts: np.ndarray = there.sum(axis=1, dtype=np.int32)
+    said = ""
+    if (there != is_valid(counts, there.shape[1])).any():
+        number = int((there != is_valid(counts, there.shape[1])).any(axis=1).argmax())
+        said = f"has {_fill(allowed)} before its last one; that is allowed only as padding behind it"
+    elif not counts.all():
+        number, said = int(counts.argmin()), "has none; send at least 1"
+    elif not padded and (counts != counts[0]).any():
+        number = int((counts != counts[0]).argmax())
+        said = (
+            f"has {counts[number]}, and {words.history} 0 has {counts[0]}; the model knows no padding of it: send those of "
+            "one length together"
+        )
+    if said:
+        raise RefusedError("shape", f"{name}: {words.history} {number} {said}")
+    return counts
+
+
 def _is_full(values: np.ndarray, allowed: Values) -> bool:
     """Whether all of it is allowed: one pass, for the request that has no padding. An overflow of a sum only suspects."""
     if allowed.end is None:
@@ -184,8 +229,8 @@ def _is_full(values: np.ndarray, allowed: Values) -> bool:
 
 def _is_allowed(values: np.ndarray, allowed: Values) -> np.ndarray:
     """Of each step, BOOL [batch, time]."""
-    fits = _fits(values, allowed)
-    return fits if allowed.end is not None else fits.all(axis=tuple(range(2, values.ndim)))
+    fits: np.ndarray = _fits(values, allowed).all(axis=tuple(range(2, values.ndim)))
+    return fits
 
 
 def _fits(values: np.ndarray, allowed: Values) -> np.ndarray:
@@ -195,19 +240,22 @@ def _fits(values: np.ndarray, allowed: Values) -> np.ndarray:
     return fits
 
 
-def _is_padding(values: np.ndarray) -> np.ndarray:
+def is_padding(values: np.ndarray, allowed: Values) -> np.ndarray:
     """Of each step, BOOL [batch, time]."""
-    if values.dtype.kind == "i":
-        return values == PADDING
-    missing: np.ndarray = np.isnan(values)
+    missing: np.ndarray = np.isnan(values) if allowed.end is None else values == allowed.padding
     return missing.all(axis=tuple(range(2, values.ndim)))
+
+
+def _fill(allowed: Values) -> str:
+    """What pads it, as messages show it."""
+    return "NaN" if allowed.end is None else str(allowed.padding)
 
 
 def _count(inputs: Mapping[str, np.ndarray], allowed: Mapping[str, Values], words: Words) -> np.ndarray:
     """`check` for requests with padding or with something wrong in them."""
     known = [_is_allowed(values, allowed[name]) for name, values in inputs.items()]
     lengths: np.ndarray = known[0].sum(axis=1, dtype=np.int32)
-    padding = functools.reduce(operator.and_, map(_is_padding, inputs.values()))
+    padding = functools.reduce(operator.and_, (is_padding(values, allowed[name]) for name, values in inputs.items()))
     right = np.where(is_valid(lengths, known[0].shape[1]), functools.reduce(operator.and_, known), padding)
     if not right.all():
         number, position = np.argwhere(~right)[0]
@@ -221,9 +269,9 @@ def _refusal(
 ) -> RefusedError:
     """Why the step at `position` of one history's [time, ...] inputs is refused."""
     leading = next(iter(inputs))
-    fill = {name: "-1" if values.dtype.kind == "i" else "NaN" for name, values in inputs.items()}
+    fill = {name: _fill(allowed[name]) for name in inputs}
     known = {name: bool(_is_allowed(values[None], allowed[name])[0, position]) for name, values in inputs.items()}
-    padding = {name: _is_padding(values[None])[0] for name, values in inputs.items()}
+    padding = {name: is_padding(values[None], allowed[name])[0] for name, values in inputs.items()}
     if padding[leading][position]:
         if not padding[leading][position + 1 :].all():
             return RefusedError(

@@ -29,11 +29,11 @@ def recent(
         values: [batch, time, ...], valid up to `lengths` [batch].
     """
     batch, time, *shape = values.shape
-    if not (left or fill) and time <= width and values.dtype.kind == "i":
-        kept = np.zeros((batch, width), dtype)
-        np.maximum(values, 0, out=kept[:, :time], casting="same_kind")
-        return kept
     kept = np.full((batch, width, *shape), fill, dtype)
+    if not left and time <= width:
+        there = is_valid(lengths, time)
+        np.copyto(kept[:, :time], values, casting="unsafe", where=there.reshape(*there.shape, *(1 for _ in shape)))
+        return kept
     columns, valid = np.arange(width), is_valid(lengths, width, left)
     source = columns + np.maximum(lengths - width, 0)[:, None] if not left else columns + (lengths - width)[:, None]
     kept[valid] = values[np.nonzero(valid)[0], source[valid]]
@@ -86,7 +86,7 @@ def appended(values: np.ndarray, lengths: np.ndarray, more: Any) -> np.ndarray:
     [[3, 4, 8], [6, 9, -1]]
     """
     batch, time, *shape = values.shape
-    longer = np.full((batch, time + 1, *shape), PADDING if values.dtype.kind == "i" else np.nan, values.dtype)
+    longer = np.full((batch, time + 1, *shape), PADDING, np.result_type(values, more))
     longer[:, :time] = values
     longer[np.arange(batch), lengths] = more
     return longer

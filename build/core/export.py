@@ -60,7 +60,7 @@ def export(model: nn.Module, spec: Spec) -> Full:
             Python. That is asked first: the exporters find out late, and say something else.
     """
     check(model, spec)
-    module = Served(model, spec)
+    module = Served(model, spec, single=True)
     _check_no_loop(model, module, spec)
     reasons = []
     for dynamo in (True, False):
@@ -256,9 +256,8 @@ def finish(model: ir.Model) -> ir.Model:
 
 def widen(model: ir.Model, spec: Spec) -> ir.Model:
     """INT64 inputs where the spec says so. The model's own arithmetic stays as it is, behind a Cast."""
-    types = {tensor.name: tensor.dtype for tensor in spec.windows}
-    for value in model.graph.inputs:
-        if types.get(str(value.name)) != "INT64":
+    for value in _wide(model, spec):
+        if value.dtype == ir.DataType.INT64:
             continue
         readers = list(value.uses())
         value.type = ir.TensorType(ir.DataType.INT64)
@@ -270,8 +269,35 @@ def widen(model: ir.Model, spec: Spec) -> ir.Model:
     return model
 
 
+def _wide(model: ir.Model, spec: Spec) -> list[ir.Value]:
+    """The inputs that are INT64 in the spec."""
+    types = {tensor.name: tensor.dtype for tensor in spec.windows}
+    return [value for value in model.graph.inputs if types.get(str(value.name)) == "INT64"]
+
+
+def single(model: ir.Model) -> None:
+    """FP32 in and out, whatever the model computes in between."""
+    graph, others = model.graph, (ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    for value in [value for value in graph.inputs if value.dtype in others]:
+        assert value.dtype is not None
+        node = ir.node("Cast", [value], {"to": value.dtype})
+        node.outputs[0].name = f"{value.name}_own_type"
+        for reader, number in [use for use in value.uses() if use.node is not node]:
+            reader.replace_input_with(number, node.outputs[0])
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        graph.insert_before(graph[0], node)
+    for number, value in enumerate(graph.outputs):
+        if value.dtype in others:
+            node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+            node.outputs[0].name, value.name = value.name, f"{value.name}_own_type"
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            graph.append(node)
+            graph.outputs[number] = node.outputs[0]
+
+
 def _adopted(model: ir.Model, spec: Spec) -> Full:
     graph = model.graph
+    single(model)
     # Exporters note the example's time as a constant behind an LSTM, and Triton checks the output's shape at load.
     for node in graph:
         for value in node.outputs:
@@ -285,6 +311,9 @@ def _adopted(model: ir.Model, spec: Spec) -> Full:
         dims = spec.dims(tensor) if isinstance(spec, Sequence) else [spec.sizes_by_name["problems"]]
         value.shape = ir.Shape([BATCH, *rows, *dims])
     narrow(model)
+    if isinstance(spec, Sequence):  # what INT32 does not hold goes all the way
+        for value in _wide(model, spec):
+            value.type = ir.TensorType(ir.DataType.INT64)
     return Full(finish(model), sigmoid)
 
 

@@ -19,6 +19,7 @@ from build.core.served import Served, axes_of, types
 from ensemble.contract import narrowest
 from ensemble.sample import draw
 from ensemble.sequence import Sequence
+from ensemble.values import is_padding
 
 Array = np.ndarray
 TOGETHER = 8  # histories of a batch at most
@@ -53,6 +54,9 @@ class Inference:
         for number, length in enumerate(lengths):
             one = {name: value[number : number + 1] for name, value in request.items()}
             one.update({name: one[name][:, :length] for name in contract.inputs})
+            for name in contract.contexts:
+                if name in one and contract.pads_context(name):  # as long as its own is
+                    one[name] = one[name][:, ~is_padding(one[name], contract.contexts[name])[0]]
             found.append(self._row(one, int(length)))
         return [np.stack(each) for each in zip(*found, strict=True)]
 
@@ -61,18 +65,28 @@ class Inference:
         extra = any(source.append is not None for source in contract.core)
         valid = min(length + extra, window)
         fixed = isinstance(self.model, ort.InferenceSession) and _has_fixed_time(self.model)
-        width = window if contract.left or fixed else valid
+        width = window if contract.left or fixed else max(valid, 1)
         fed = contract._replace(widths=(width,), even=False).feed(one, np.array([length], np.int32), types(self.spec))
+        fed.update(self._as_given(one))
         outputs = self._run({name: fed[name] for name in axes_of(self.spec)})
         if self.spec.row.select == "own":
             return [output[0] for output in outputs]
-        rows = [output[0, width - valid :] if contract.left else output[0, :valid] for output in outputs]
+        rows = [output[0, width - max(valid, 1) :] if contract.left else output[0, :valid] for output in outputs]
         if self.spec.row.select in ("mean", "max"):
             return [getattr(each, self.spec.row.select)(0) for each in rows]
         number = {"last": valid - 1, "first": 0}.get(self.spec.row.select)
         if number is None:
             number = int(one[str(self.spec.row.index)][0]) - (length + extra - valid)
         return [each[number] for each in rows]
+
+    def _as_given(self, one: Mapping[str, Array]) -> dict[str, Array]:
+        """The contexts that a history has, by the core's names: not from what feeds the core, which is held against this."""
+        kinds, contexts = types(self.spec), self.spec.contract.contexts
+        return {
+            source.name: one[source.of].astype(kinds[source.name])
+            for source in self.spec.fed.values()
+            if source.of in contexts and source.of in one
+        }
 
     def _run(self, fed: Mapping[str, Array]) -> list[Array]:
         if isinstance(self.model, Served):
@@ -131,6 +145,8 @@ def check(
     for done, lengths in enumerate(todo):
         progress(done / len(todo), f"lengths {', '.join(map(str, lengths))}")
         request = draw(spec.contract, lengths, seed=done)
+        if done % 3 == 2:  # without what a request may do without
+            request = {name: value for name, value in request.items() if name not in dict(spec.contract.defaults)}
         reference = author.rows(request)
         firsts.append(np.concatenate([each[0].reshape(-1) for each in reference]))
         for stage, answers, wanted in _answers(spec, sessions, request, np.asarray(lengths, np.int32), reference):
@@ -184,7 +200,11 @@ def _cure(spec: Sequence) -> str:
         return "Is the model one that answers otherwise from call to call (dropout, sampling)?"
     cure = (
         "Does the model look at what pads a window (a layer that reads backwards, attention without a mask, positions from "
-        'the other end)? Feed it a mask or lengths ([inputs]), pad where its author does (model.padding = "left" or '
-        '"right", history.*.padding), or say model.padding = "none"'
+        'the other end)? Feed it a mask or lengths ([inputs]; "padding" is 1 where "mask" is 0), pad where its author does '
+        '(model.padding = "left" or "right", history.*.padding), or say model.padding = "none"'
     )
+    if spec.contract.pads:
+        cure += (
+            f"; or at what pads {spec.contract.pads[0][0]}? Then leave context.{spec.contract.pads[0][0]}.padding out"
+        )
     return f"{cure}; with one width alone, model.buckets = []" if len(spec.model.widths) > 1 else cure

@@ -118,27 +118,18 @@ def _cut_sequence(full: Full, spec: Sequence) -> tuple[Reduction | None, ir.Mode
         if index is not None:
             raise
         return None, full.model.clone()  # it answers a row as it is: less is not needed
-    if spec.shortest_history == 0 and index is not None and not made.empty:
-        raise ReductionError(
-            "the reduced model has no row before the first step to answer an empty history from; set "
-            f"model.shortest_history = 1 in the spec. The selection rests at {'; '.join(made.rests)}"
-        )
     return replace(made, model=finish(made.model)), made.model
 
 
 def declared(spec: Sequence) -> Declared:
     """What the model's inputs hold, as the spec says."""
-    contract, right = spec.contract, spec.model.padding == "right"
-    fills = dict(contract.fills)
+    right = spec.model.padding == "right"
     ranges: dict[str, tuple[float, float]] = {}
     lengths, masks = set(), set()
     for source in spec.fed.values():
-        held = {**contract.inputs, **contract.contexts}.get(source.of)
-        if held is not None and held.end is not None:
-            least, most = held.start, held.end - 1
-            more = [fills.get(source.of, 0)] if source.of in contract.inputs else []
-            more += [source.append] if isinstance(source.append, (int, float)) else []
-            ranges[source.name] = (min(least, *more, most), max(most, *more))
+        held = spec.holds(source)
+        if held is not None:
+            ranges[source.name] = held
         elif source.of == "lengths" and right:
             lengths.add(source.name)
         elif source.of == "mask" and right:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from ensemble.sequence import Sequence as SequenceSpec
 from ensemble.spec import Spec
 
 BATCH, TIME = "batch", "time"
+_HALVES = {torch.float16, torch.bfloat16}
 
 
 class SignatureError(LastrowError):
@@ -28,12 +31,18 @@ class SignatureError(LastrowError):
 class Served(nn.Module):
     """Takes the core's inputs in the spec's order, batch first, integers INT32; answers FP32 tensors, batch first.
 
+    A model that computes in 16 bits computes in 32 here, with its own weights; one in 64 does so, unless `single`.
+
     Raises:
         SignatureError: the model's forward has no such inputs.
     """
 
-    def __init__(self, model: nn.Module, spec: Spec) -> None:
+    def __init__(self, model: nn.Module, spec: Spec, single: bool = False) -> None:
         super().__init__()
+        kinds = {value.dtype for value in model.state_dict().values() if value.dtype.is_floating_point}
+        if kinds & _HALVES or (single and torch.float64 in kinds):
+            model = copy.deepcopy(model).float()
+        self.floating = torch.float64 if torch.float64 in kinds and not single else torch.float32
         self.model = model.eval()
         self.wide = not isinstance(model, Network)  # somebody's module takes INT64
         self.names = tuple(spec.fed) if spec.by_name else None
@@ -52,14 +61,16 @@ class Served(nn.Module):
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         taken = [
-            (x.transpose(0, 1) if swapped else x).long()
-            if self.wide and x.dtype == torch.int32
-            else (x.transpose(0, 1) if swapped else x)
-            for x, swapped in zip(given, self.swapped, strict=True)
+            self._typed(x.transpose(0, 1) if swapped else x) for x, swapped in zip(given, self.swapped, strict=True)
         ]
         answer = self.model(*taken) if self.names is None else self.model(**dict(zip(self.names, taken, strict=True)))
         outputs = _named(answer, self.outputs, type(self.model).__name__)
-        return tuple(output.transpose(0, 1) if self.time_first else output for output in outputs)
+        return tuple(_single(output.transpose(0, 1) if self.time_first else output) for output in outputs)
+
+    def _typed(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return x.to(self.floating)
+        return x.long() if self.wide and x.dtype == torch.int32 else x
 
 
 def own_outputs(spec: Spec) -> tuple[str, ...]:
@@ -74,10 +85,15 @@ def own_axes(spec: Spec) -> dict[str, tuple[str, ...]]:
 
 
 def axes_of(spec: Spec) -> dict[str, tuple[str, ...]]:
-    """By the core's name of each input of the model its leading axes: batch, and time where it has one."""
+    """By the core's name of each input of the model its leading axes: batch, and time, or another of any length."""
     contract = spec.contract
-    once = ("lengths", "row", *contract.contexts)
-    return {source.name: (BATCH,) if source.of in once else (BATCH, TIME) for source in spec.fed.values()}
+    found: dict[str, tuple[str, ...]] = {}
+    for source in spec.fed.values():
+        context = contract.contexts.get(source.of)
+        once = context is not None or source.of in ("lengths", "row")
+        further = [f"{source.of}_any"] if context is not None and context.is_open else []
+        found[source.name] = (BATCH, *further) if once else (BATCH, TIME)
+    return found
 
 
 def types(spec: Spec) -> dict[str, Any]:
@@ -91,7 +107,8 @@ def example(spec: Spec, batch: int, time: int, seed: int = 0) -> dict[str, np.nd
     shortest = time if contract.even else max(1, min(time, contract.shortest))
     lengths = [time] * (batch - 1) + [max(shortest, time // 2)]
     extra = any(source.append is not None for source in contract.core)
-    request = draw(contract, [max(length - extra, 0) for length in lengths], seed)
+    most = batch + 1  # of what is of any length as many as neither batch nor time has
+    request = draw(contract, [max(length - extra, 0) for length in lengths], seed, most=most, even=True)
     fed = contract.feed(request, contract._replace(shortest=0).check(request), types(spec))
     return {name: fed[name] for name in axes_of(spec)}
 
@@ -157,12 +174,32 @@ def _blamed(served: Served, spec: Spec, fed: Mapping[str, np.ndarray], error: Ex
     return f"{type(served.model).__name__} fails on what the spec feeds it ({shapes}): {told}"
 
 
+def _single(output: Tensor) -> Tensor:
+    return output.float() if output.dtype.is_floating_point else output
+
+
+def fields(answer: Any) -> Mapping[str, Any] | None:
+    """What a model answers under names: a dict, a named tuple or a dataclass; None: it names nothing."""
+    if dataclasses.is_dataclass(answer) and not isinstance(answer, (type, Mapping)):
+        return {each.name: getattr(answer, each.name) for each in dataclasses.fields(answer)}
+    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):
+        named: dict[str, Any] = answer._asdict()
+        return named
+    return answer if isinstance(answer, Mapping) else None
+
+
 def _named(answer: Any, names: Sequence[str], model: str) -> list[Tensor]:
-    """The outputs that are meant: by name, where a model names them, else in their order."""
-    if isinstance(answer, Mapping):
-        if all(name in answer for name in names):
-            return [answer[name] for name in names]
-        answer = list(answer.values())
+    """The outputs that are meant: by name, where a model names several, else in their order."""
+    given = fields(answer)
+    if given is not None:
+        tensors = {str(key): value for key, value in given.items() if isinstance(value, Tensor)}
+        missing = [name for name in names if name not in tensors]
+        if missing and (len(tensors) > 1 or len(names) > 1):
+            raise SignatureError(
+                f"{model} answers {', '.join(tensors) or 'no tensor'}, and no {missing[0]}: name what is served by these in "
+                "the spec ([outputs])"
+            )
+        answer = list(tensors.values()) if missing else [tensors[name] for name in names]
     outputs = list(answer) if isinstance(answer, (tuple, list)) else [answer]
     if len(outputs) < len(names) or not all(isinstance(output, Tensor) for output in outputs[: len(names)]):
         kinds = ", ".join(type(output).__name__ for output in outputs)

@@ -261,7 +261,7 @@ def _warming(spec: Spec, name: str, dims: list[int], width: int) -> tuple[int, i
     """The number that a tensor is warmed up with, and how many of it; None: zeros will do."""
     count = math.prod(dims)
     of = {source.name: source.of for source in spec.contract.core}.get(name, "")
-    held = {**spec.contract.inputs, **spec.contract.contexts}.get(name)
+    held = {**spec.contract.inputs, **spec.contract.contexts}.get(of or name)
     if of == "lengths":
         return width, count
     if of in ("mask", "row"):

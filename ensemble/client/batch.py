@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from tritonclient.utils import triton_to_np_dtype
 
-from ensemble.contract import PADDING, RefusedError, Values
+from ensemble.contract import RefusedError, Values
 from ensemble.errors import InvalidRequestError
 from ensemble.interface import Interface
 from ensemble.tables import Tensor
@@ -70,9 +70,10 @@ def _read(history: object, number: int, count: int, interface: Interface) -> dic
         arrays[name] = _array(history[name], tensor, allowed, f"{name}: {words.history} {number}", steps)
     for name, allowed in contract.contexts.items():
         if name in arrays and _is_padded(name, interface):  # what pads the shorter ones of a request is no value of one
-            wrong = np.argwhere(arrays[name] < allowed.start)
+            values = arrays[name]
+            wrong = np.argwhere(np.isnan(values) if allowed.end is None else values < allowed.start)
             if len(wrong):
-                _refuse_value(arrays[name], tuple(wrong[0].tolist()), allowed, f"{name}: {words.history} {number}")
+                _refuse_value(values, tuple(wrong[0].tolist()), allowed, f"{name}: {words.history} {number}")
     (leading, first), *others = ((name, arrays[name]) for name in contract.inputs)
     for name, values in others:
         if len(values) != len(first):
@@ -81,10 +82,11 @@ def _read(history: object, number: int, count: int, interface: Interface) -> dic
                 f"{leading} has shape {shapes[0]} and {name} {shapes[1]}; both need the same [{words.histories}, "
                 f"{words.steps}]{of}"
             )
-    if len(first) and all(_is_padding(arrays[name][-1]) for name in contract.inputs):
+    if len(first) and all(_is_padding(arrays[name][-1], allowed) for name, allowed in contract.inputs.items()):
+        fill = contract.inputs[leading].padding
         _refuse(
-            f"{leading}: {words.history} {number} ends in {'NaN' if first.dtype.kind == 'f' else PADDING}, which stands for "
-            "padding; leave the padding out, the client does it"
+            f"{leading}: {words.history} {number} ends in {'NaN' if np.isnan(fill) else fill}, which stands for padding; "
+            "leave the padding out, the client does it"
         )
     return arrays
 
@@ -166,8 +168,7 @@ def _kind(arrays: Mapping[str, np.ndarray], interface: Interface) -> tuple[Any, 
 
 def _is_padded(name: str, interface: Interface) -> bool:
     """Whether one request may have several lengths of an input."""
-    context = interface.contract.contexts.get(name)
-    return context is None or (context.shape == (-1,) and context.end is not None)
+    return name not in interface.contract.contexts or interface.contract.pads_context(name)
 
 
 def _stacked(rows: Sequence[Mapping[str, np.ndarray]], name: str, interface: Interface) -> np.ndarray:
@@ -178,7 +179,8 @@ def _stacked(rows: Sequence[Mapping[str, np.ndarray]], name: str, interface: Int
     kind = arrays[0].dtype
     # At least 1 long: a tensor without elements cannot say how many histories it is about.
     shape = (len(rows), max(1, *map(len, arrays)), *arrays[0].shape[1:])
-    padded = np.full(shape, np.nan if kind.kind == "f" else PADDING, kind)
+    allowed = {**interface.contract.inputs, **interface.contract.contexts}[name]
+    padded = np.full(shape, allowed.padding, kind)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array
     return padded
@@ -199,8 +201,8 @@ def _check(batch: Batch, interface: Interface) -> None:
         raise InvalidRequestError(message, "INVALID_ARGUMENT") from e
 
 
-def _is_padding(step: np.ndarray) -> bool:
-    return bool((np.isnan(step) if step.dtype.kind == "f" else step == PADDING).all())
+def _is_padding(step: np.ndarray, allowed: Values) -> bool:
+    return bool((np.isnan(step) if allowed.end is None else step == allowed.padding).all())
 
 
 def _taken(interface: Interface) -> str:

@@ -24,7 +24,7 @@ NEXT_ITEM: dict[str, Any] = {
     },
     "context": {
         "candidate_ids": {"dtype": "INT32", "shape": [-1], "values": [1, "items"]},
-        "age": {"dtype": "INT32", "values": [0, 120], "optional": True},
+        "age": {"dtype": "INT32", "values": [0, 120], "default": 0},
         "profile": {"dtype": "FP32", "shape": [3]},
     },
     "inputs": {"ids": "item_ids", "money": "prices", "age": "age", "profile": "profile"},
