@@ -25,6 +25,7 @@ from build.core.reduce.rules import RECURRENT, Filling, rule_for
 from build.core.reduce.rules.recurrent import is_zero_before
 from build.core.reduce.shapes import Dim, Shapes, fixed, spell
 from build.core.reduce.trim import trim
+from build.core.reduce.unsort import unsort
 from build.core.reduce.worth import worth
 
 Select = Literal["last", "row", "mean", "max", "own"]
@@ -116,6 +117,7 @@ def reduce(
     shapes = Shapes(model, inputs)
     time = window if not fixed(shapes.time) else shapes.time[0]
     before, batch = cost(graph, shapes, time), _batch(graph, inputs)
+    unsort(graph, shapes)
     index: list[Input] = []
     if select == "own":
         made = _cut_own(model, targets[0], shapes, length_aware, time)
@@ -318,12 +320,22 @@ def _batch(graph: ir.Graph, inputs: Inputs) -> int | ir.SymbolicDim:
 
 
 def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:
-    """Sizes come from the inputs, and not from tensors that would be computed in full for the sake of their size."""
+    """Sizes come from the inputs, and not from tensors that would be computed in full for the sake of their size.
+
+    Nor are they reckoned with: what exporters write to find out which of an Expand's sizes are -1 goes.
+    """
+    asked = {"Expand": 1, "ConstantOfShape": 0}  # which input says how large the output is
     for node in list(graph):
-        if node.op_type != "Shape" or node.inputs[0] is None or node.inputs[0].is_graph_input():
+        number = asked.get(node.op_type)
+        given = node.inputs[0] if number is None else node.inputs[number]
+        if (node.op_type != "Shape" and number is None) or given is None or given.is_graph_input():
             continue
-        dims = shapes.of(node.inputs[0]) if shapes.known(node.inputs[0]) else None
+        told = node.outputs[0] if number is not None else given
+        dims = shapes.of(told) if shapes.known(told) and (number is None or given.const_value is None) else None
         if dims is None or any(shapes.coefficients(dim) is None for dim in dims):
+            continue
+        if number is not None:
+            node.replace_input_with(number, emitter.shape(dims, infer=False))
             continue
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
         rebuilt = emitter.shape(dims[start:end], infer=False)

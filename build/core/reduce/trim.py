@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from build.core.reduce.analysis import Analysis
 from build.core.reduce.emitter import Emitter, typed
+from build.core.reduce.rules import RECURRENT
 from build.core.reduce.shapes import Dim, Shapes, fixed
 
 
@@ -41,6 +42,7 @@ def trim(found: Analysis, graph: ir.Graph, answers: Sequence[ir.Value], shapes: 
         return False
     if _counts_rows(graph, answers, shapes, emitter):
         return False
+    _bound_lengths(graph, found, shapes, emitter)
     longest = emitter.node("ReduceMax", [emitter.steps(offset)], "longest", keepdims=1)
     end = emitter.node("Cast", [emitter.node("Max", [longest, emitter.constant([1], np.int32)])], to=ir.DataType.INT64)
     for value, axes in sequences.items():
@@ -53,6 +55,18 @@ def trim(found: Analysis, graph: ir.Graph, answers: Sequence[ir.Value], shapes: 
             if reader is not trimmed.producer() and reader not in emitter.private:
                 reader.replace_input_with(number, trimmed)
     return True
+
+
+def _bound_lengths(graph: ir.Graph, found: Analysis, shapes: Shapes, emitter: Emitter) -> None:
+    """Lengths that recurrent layers have of their own reach no further than the rows that are left."""
+    for node in list(graph):
+        if node.op_type not in RECURRENT or node in found.plan or len(node.inputs) < 5 or node.inputs[4] is None:
+            continue
+        if not any(value in found.demands for value in node.outputs):
+            continue  # written for the row: it ends there
+        rows = emitter.node("Gather", [emitter.node("Shape", [node.inputs[0]]), emitter.constant([0])])
+        rows = emitter.node("Cast", [rows], "rows_left", to=ir.DataType.INT32)
+        node.replace_input_with(4, emitter.node("Min", [node.inputs[4], rows], "lengths_left"))
 
 
 def _counts_rows(graph: ir.Graph, answers: Sequence[ir.Value], shapes: Shapes, emitter: Emitter) -> bool:

@@ -278,4 +278,5 @@ def _feeds(
 
 
 FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
+INT32 = TensorProto.INT32
 NEVER = np.array(-np.inf, np.float32)

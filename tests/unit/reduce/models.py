@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tests.unit.reduce.graphs import FLOAT, NEVER, Graph, causal
+from tests.unit.reduce.graphs import FLOAT, INT32, NEVER, Graph, causal
 
 
 def embedded(g: Graph, width: int = 4, name: str = "ids", dtype: type = np.int64) -> str:
@@ -46,11 +46,42 @@ def share() -> ir.Model:
 
 
 def own_lengths() -> ir.Model:
-    """An LSTM that stops a row before the last."""
+    """An LSTM that stops in the middle of its history."""
     g = Graph()
     x = embedded(g)
-    given = g.op("Sub", g.input("n", "batch", dtype=np.int32), np.array(1, np.int32))
+    given = g.op("Div", g.input("n", "batch", dtype=np.int32), np.array(2, np.int32))
     return g.model(recurrent(g, x, None, g.op("Max", given, np.array(1, np.int32))))
+
+
+def packed(op: str = "LSTM", layers: int = 1, least: int = 0, first: bool = True) -> ir.Model:
+    """pack_padded_sequence and back, as it is exported: the batch sorted by length, and put into its order again.
+
+    Args:
+        least: a length below is taken for this, and one beyond the rows that there are for their number [default: as it comes].
+        first: whether the batch is put into its order in front of the axes' exchange, or behind it.
+    """
+    g = Graph()
+    x, lengths = embedded(g), g.input("n", "batch", dtype=np.int64)
+    if least:  # so many at least, and no more than there are
+        lengths = g.op("Min", g.op("Max", lengths, np.array(least)), g.size("ids", 1))
+    several, order = g.ops("TopK", 2, lengths, g.op("Shape", lengths), axis=-1, largest=1)
+    counted = g.op("Range", np.array(0), g.op("ReduceProd", g.op("Shape", order), keepdims=0), np.array(1))
+    inverse = g.op("ScatterElements", g.op("Expand", np.array(0), g.op("Shape", order)), order, counted, axis=0)
+    if first:
+        made = g.op("Transpose", g.op("Gather", x, order, axis=0), perm=[1, 0, 2])
+    else:
+        made = g.op("Gather", g.op("Transpose", x, perm=[1, 0, 2]), order, axis=1)
+    lens = g.op("Cast", several, to=INT32)
+    for _ in range(layers):
+        rows = {"LSTM": 4, "GRU": 3}[op] * 4
+        zeros = g.op("ConstantOfShape", g.op("Concat", [1], g.size("ids", 0), [4], axis=0))
+        every = g.op(op, made, g.weight(1, rows, 4), g.weight(1, rows, 4), None, lens, zeros, hidden_size=4)
+        made = g.op("Squeeze", every, [1])
+    if first:
+        made = g.op("Gather", g.op("Transpose", made, perm=[1, 0, 2]), inverse, axis=0)
+    else:
+        made = g.op("Transpose", g.op("Gather", made, inverse, axis=1), perm=[1, 0, 2])
+    return g.model(g.op("MatMul", made, g.weight(4, 3)))
 
 
 def shifted() -> ir.Model:

@@ -209,12 +209,22 @@ def turned_lookup(_: Callable[..., Needs]) -> Callable[..., Needs]:
 
 
 def lenient(needs: Callable[..., Needs]) -> Callable[..., Needs]:
-    """A recurrent layer's own lengths, and its direction, are not looked at."""
+    """A recurrent layer's direction is not looked at."""
 
     def blind(rule: rules.Recurrent, node: ir.Node, layout: Layout, *more: Any) -> Needs:
         return Needs(prefixes={0: layout.moved(0, 1)})
 
     return blind
+
+
+def lengths_sorted(_: Callable[..., None]) -> Callable[..., None]:
+    """Of a packed sequence the histories stay as they come, and the lengths are sorted nevertheless."""
+
+    def left_out(sorting: Any) -> None:
+        for node in [*sorting.begins, *sorting.ends]:
+            node.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
+
+    return left_out
 
 
 def unread_time(broadcast: Callable[..., Layout | None]) -> Callable[..., Layout | None]:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from build.core.reduce import Declared, ReductionError, projection, rules, trim
+from build.core.reduce import Declared, ReductionError, projection, rules, trim, unsort
 from build.core.reduce.emitter import Emitter
 from build.core.reduce.picker import Picker
 from build.core.reduce.shapes import Shapes
@@ -33,6 +33,7 @@ from tests.unit.reduce.models import (
     own_mean,
     own_row,
     own_share,
+    packed,
     packed_projection,
     positions,
     previous,
@@ -57,6 +58,7 @@ from tests.unit.reduce.mutations import (
     first_run_alone,
     gathers_last,
     lenient,
+    lengths_sorted,
     moved_rows,
     not_causal,
     other_constant,
@@ -86,10 +88,16 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
     "a step too many": (lstm, swapped(Emitter, "steps", lambda f: lambda e, n, i=1: f(e, n + 1, i)), "last"),
     "a step too few": (shifted, swapped(Emitter, "steps", lambda f: lambda e, n, i=1: f(e, n - 1, i)), "last"),
     "sequence_lens dropped": (lstm, edited(without_steps), "last"),
-    "sequence_lens of its own overwritten": (own_lengths, swapped(rules.Recurrent, "needs", lenient), "last"),
+    "sequence_lens of its own overwritten": (own_lengths, edited(lambda p: replaced(p, "Min", "Max")), "row"),
+    "a state behind its own lengths": (own_lengths, edited(lambda p: replaced(p, "GreaterOrEqual", "Or")), "row"),
+    "lengths in the order that nothing else is in": (
+        packed,
+        swapped(unsort._Sorting, "leave_out", lengths_sorted),
+        "last",
+    ),
     "a backward layer stopped at the row": (backwards, swapped(rules.Recurrent, "needs", lenient), "row"),
     "a learned state taken for zeros": (
-        *(partial(lstm, True), swapped(rules.recurrent, "_is_zero", lambda _: lambda value: value is not None)),
+        *(partial(lstm, True), swapped(rules.recurrent, "is_zero", lambda _: lambda value: value is not None)),
         "last",
     ),
     "where a slice begins, ignored": (shifted, shift_rule(rules.Slice, moved_rows(offset=lambda _: 0)), "last"),
@@ -205,7 +213,7 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
 @pytest.mark.parametrize(("model", "fault", "select"), [pytest.param(*case, id=name) for name, case in CASES.items()])
 def test_a_fault_of_the_pass_is_seen_before_anything_is_written(model, fault, select, tmp_path, monkeypatch):
     ir.save(model(), tmp_path / "full.onnx")
-    declared = Declared(lengths=frozenset({"n"}) if model is own_lengths else frozenset())
+    declared = Declared(lengths=frozenset({"n"}) if model in (own_lengths, packed) else frozenset())
     given: dict[str, Any] = {"select": select, "window": 64, "declared": declared}
     reduce_file(tmp_path / "full.onnx", tmp_path / "right.onnx", **given)
     assert (tmp_path / "right.onnx").exists()

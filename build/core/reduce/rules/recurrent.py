@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from build.core.reduce.emitter import Emitter, beyond
@@ -16,6 +17,8 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 
 class Recurrent(Rule):
     """LSTM, GRU, RNN: the row is the state in which the layer ends when it is stopped there.
+
+    With lengths of its own (a packed sequence) it ends at the nearer of the two: rows behind its length are zeros.
 
     >>> from build.core.reduce.example import LSTM, cut
     >>> reduction = cut(*LSTM)
@@ -37,8 +40,6 @@ class Recurrent(Rule):
             raise Stop("it reads the sequence from its end too")
         if node.attributes.get_int("layout", 0):
             raise Stop("it has the batch first (layout = 1), which ONNX Runtime does not run")
-        if len(node.inputs) > 4 and node.inputs[4] is not None:
-            raise Stop("it has lengths (sequence_lens) of its own")
         if kind in ("mean", "max"):
             raise Stop(f"the {kind} does not commute with it")
         # A batch fixed at 1 may have changed places with the direction, which has size 1 as well.
@@ -50,13 +51,21 @@ class Recurrent(Rule):
 
     def emit(self, node: ir.Node, inputs: Inputs, layout: Layout, emitter: Emitter) -> list[ir.Value]:
         slots = [*inputs, *([None] * (6 - len(inputs)))]
-        if not emitter.ends(emitter.shapes.of(node.outputs[0])[0], layout.offset):
-            slots[4] = emitter.steps(layout.offset, layout.inner)
+        own, steps = slots[4], None
+        if own is not None or not emitter.ends(emitter.shapes.of(node.outputs[0])[0], layout.offset):
+            steps = emitter.steps(layout.offset, layout.inner)
+            slots[4] = steps if own is None else emitter.node("Min", [own, steps], "steps")
         every, state = emitter.like(node, slots, outputs=2)
         every.name = ""  # left out
         state.name = emitter.name("final_state")
         # Y_h is [1, batch, hidden]; Y has time in front of it.
-        return [emitter.node("Unsqueeze", [state, emitter.constant([0])])]
+        row = emitter.node("Unsqueeze", [state, emitter.constant([0])])
+        if own is None:
+            return [row]
+        there = emitter.node("GreaterOrEqual", [own, steps], "has_the_row")
+        there = emitter.node("Reshape", [there, emitter.constant([1, 1, -1, 1])])
+        zero = emitter.constant(np.zeros((), (node.outputs[0].dtype or ir.DataType.FLOAT).numpy()))
+        return [emitter.node("Where", [there, row, zero], f"{node.outputs[0].name}_or_zero")]
 
 
 def drop_zero_states(graph: ir.Graph) -> None:
@@ -73,7 +82,7 @@ def drop_zero_states(graph: ir.Graph) -> None:
         if node.op_type not in RECURRENT:
             continue
         for number in _states(node):
-            if _is_zero(node.inputs[number]):
+            if is_zero(node.inputs[number]):
                 node.replace_input_with(number, None)
 
 
@@ -89,7 +98,7 @@ def is_zero_before(value: ir.Value) -> bool:
     if node is None or node.op_type not in RECURRENT or value is not node.outputs[0]:
         return False
     forward = node.attributes.get_string("direction", "forward") == "forward"
-    return forward and all(_is_zero(node.inputs[number]) for number in _states(node))
+    return forward and all(is_zero(node.inputs[number]) for number in _states(node))
 
 
 def _states(node: ir.Node) -> list[int]:
@@ -97,10 +106,18 @@ def _states(node: ir.Node) -> list[int]:
     return [number for number in (5, 6) if number < len(node.inputs) and node.inputs[number] is not None]
 
 
-def _is_zero(value: ir.Value | None) -> bool:
-    """Whether it is zeros, made without any calculation."""
+def is_zero(value: ir.Value | None) -> bool:
+    """Whether it is zeros, made without any calculation.
+
+    >>> from build.core.reduce.example import model
+    >>> is_zero(model("y = Expand(h, s)", "int64[2] s", "float h = {0}").graph.outputs[0])
+    True
+    """
     while value is not None and value.const_value is None:
         producer = value.producer()
+        if producer is not None and producer.op_type == "ConstantOfShape":
+            filled = producer.attributes.get("value")
+            return filled is None or not filled.as_tensor().numpy().any()
         # Expand and Slice of zeros are zeros; anything else may compute a state.
         value = producer.inputs[0] if producer is not None and producer.op_type in ("Expand", "Slice") else None
     return value is not None and value.const_value is not None and not value.const_value.numpy().any()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build.core.reduce import Reduction
-from tests.unit.reduce.graphs import GATES, Graph, assert_rests, assert_row_only, check, layer, recurrent
+from build.core.reduce import Declared, Reduction, reduce
+from tests.unit.reduce.graphs import GATES, INT32, TIME, Graph, assert_rests, assert_row_only, check, layer, recurrent
 from tests.unit.reduce.rules.drawn import rows, some, widths
 
 
@@ -118,12 +120,39 @@ def test_recurrent_layers_that_read_backward_keep_the_selection_above_them(op, d
     assert_rests(check(g.model(made)), op, "from its end too")
 
 
+@given(st.sampled_from(list(GATES)), st.integers(1, 2), st.booleans(), rows)
+@some
+def test_recurrent_layers_with_lengths_of_their_own_end_at_the_nearer(op, layers, learned, select):
+    """Rows behind their lengths are zeros, whether the wanted row is one of them or not."""
+    g = Graph()
+    made = g.sequence(4)
+    lengths = g.op("Min", g.op("Max", g.input("n", "batch", dtype=np.int64), np.array(1)), g.size(made, 1))
+    lengths = g.op("Cast", lengths, to=INT32)
+    state = g.op("Expand", g.weight(1, 1, 4), g.op("Concat", [1], g.size(made, 0), [4], axis=0)) if learned else None
+    for _ in range(layers):
+        made = layer(g, op, made, 4, 4, None, lengths, state)
+    reduction = check(g.model(g.op("Add", made, g.weight(4))), select, below={"n": 30})
+    assert_ends(reduction, op)
+
+
 @pytest.mark.parametrize("op", GATES)
-def test_recurrent_layers_with_lengths_of_their_own_keep_the_selection_above_them(op):
+def test_the_rows_that_are_left_bound_the_lengths_of_a_layer_that_is_read_by_another(op):
     g = Graph()
     x = g.sequence(3)
-    lengths = g.op("Cast", g.op("Expand", g.size(x, 1), g.op("Shape", x, end=1)), to=6)
-    assert_rests(check(g.model(layer(g, op, x, 3, 4, None, lengths))), op, "lengths (sequence_lens) of its own")
+    lengths = g.op("Cast", g.input("n", "batch", dtype=np.int64), to=INT32)
+    below = layer(g, op, x, 3, 4, None, lengths)
+    model = g.model(layer(g, op, below, 4, 4))
+    reduction = reduce(model, window=TIME, declared=Declared(lengths=frozenset({"n"})))
+    assert reduction.trimmed
+    full, cut = (ort.InferenceSession(ir.to_proto(m).SerializeToString()) for m in (model, reduction.model))
+    x_, n, lengths_ = (
+        np.random.default_rng(0).normal(size=(2, 9, 3)).astype(np.float32),
+        np.array([9, 2]),
+        np.array([3, 2]),
+    )
+    every = full.run(None, {"x": x_, "n": n})[0]
+    got = cut.run(None, {"x": x_, "n": n.astype(np.int32), "lengths": lengths_.astype(np.int32)})[0]
+    np.testing.assert_allclose(got, every[[0, 1], lengths_ - 1], atol=1e-6)
 
 
 def test_a_recurrent_layer_whose_final_state_is_read_keeps_the_selection_above_it():
