@@ -389,7 +389,12 @@ def _answers_empty(found: Analysis, target: ir.Value, wanted: Layout, emitter: E
         layout, needs = found.plan[node]
         if node.op_type in RECURRENT and not is_zero_before(node.outputs[0]):
             return False
-        if isinstance(rule_for(node, emitter.kind), Filling) and emitter.answers_nothing(layout.first):
+        rule = rule_for(node, emitter.kind)
+        if (
+            isinstance(rule, Filling)
+            and rule.fills(node, layout, emitter.shapes)
+            and emitter.answers_nothing(layout.first)
+        ):
             continue  # of what it fills, nothing has to be there
         more = [(value, needs.rows[n]) for n, value in enumerate(node.inputs) if n in needs.rows and value is not None]
         todo += [pair for pair in more if pair[0] not in seen]

@@ -120,14 +120,17 @@ class Emitter(Writer):
             found.append(self.node("Less", [self.row_numbers(layout), self.size(dims[layout.time])], "exist"))
         if not found:
             return None
-        every = found[0] if len(found) == 1 else self.node("And", found, "exist")
+        return self.across(found[0] if len(found) == 1 else self.node("And", found, "exist"), len(dims), layout)
+
+    def across(self, asked: ir.Value, rank: int, layout: Layout) -> ir.Value:
+        """BOOL: what is asked of `row_numbers`, broadcasting to the wanted rows of a tensor of `rank` axes."""
         if layout.batch > layout.time:
-            every = self.node("Transpose", [every], perm=[1, 0, 2])
-        shape = [1] * len(dims)
+            asked = self.node("Transpose", [asked], perm=[1, 0, 2])
+        shape = [1] * rank
         shape[layout.batch], shape[layout.time] = -1, layout.count
-        every = self.node("Reshape", [every, self.constant(shape)], "exist")
-        every.dtype = ir.DataType.BOOL
-        return every
+        asked = self.node("Reshape", [asked, self.constant(shape)], asked.name or "asked")
+        asked.dtype = ir.DataType.BOOL
+        return asked
 
     def part(self, rows: ir.Value, of: Layout, layout: Layout) -> ir.Value:
         """Of the rows `of` a tensor those of `layout`."""

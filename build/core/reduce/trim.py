@@ -42,7 +42,7 @@ def trim(found: Analysis, graph: ir.Graph, answers: Sequence[ir.Value], shapes: 
         return False
     if _counts_rows(graph, answers, shapes, emitter):
         return False
-    _bound_lengths(graph, found, shapes, emitter)
+    _bound_lengths(graph, found, emitter)
     longest = emitter.node("ReduceMax", [emitter.steps(offset)], "longest", keepdims=1)
     end = emitter.node("Cast", [emitter.node("Max", [longest, emitter.constant([1], np.int32)])], to=ir.DataType.INT64)
     for value, axes in sequences.items():
@@ -57,7 +57,7 @@ def trim(found: Analysis, graph: ir.Graph, answers: Sequence[ir.Value], shapes: 
     return True
 
 
-def _bound_lengths(graph: ir.Graph, found: Analysis, shapes: Shapes, emitter: Emitter) -> None:
+def _bound_lengths(graph: ir.Graph, found: Analysis, emitter: Emitter) -> None:
     """Lengths that recurrent layers have of their own reach no further than the rows that are left."""
     for node in list(graph):
         if node.op_type not in RECURRENT or node in found.plan or len(node.inputs) < 5 or node.inputs[4] is None:

@@ -133,6 +133,20 @@ def row_before(m: Composition, x: Tensor) -> Tensor:
     return m.op("Add", x[0], m.op("Slice", m.op("Pad", x[0], [0, by, 0, 0, 0, 0]), [0], [-by], [1])), x[1]
 
 
+def rows_in_front(m: Composition, x: Tensor) -> Tensor:
+    """Start tokens or zeros in front of all, the layer over both, and as many rows left as there were."""
+    by = m.number(1, 3, "rows in front")
+    m.marks.add(by)
+    first = m.op("Expand", m.weight(1, by, x[1]), m.op("Concat", m.learners(), [1, 1], axis=0))
+    longer = m.op("Concat", first, x[0], axis=1)
+    if m.flag("recurrent"):
+        turned = m.op("Transpose", longer, perm=[1, 0, 2])
+        every = m.op("GRU", turned, m.weight(1, 12, x[1]), m.weight(1, 12, 4), hidden_size=4)
+        longer, x = m.op("Transpose", m.op("Squeeze", every, [1]), perm=[1, 0, 2]), (x[0], 4)
+    start = m.number(0, by, "from row")
+    return m.op("Slice", longer, [start], m.op("Add", m.rows(), [start]), [1]), x[1]
+
+
 def row_behind(m: Composition, x: Tensor) -> Tensor:
     """The next row beside each, or a convolution that looks at both sides."""
     if m.flag("convolution"):
@@ -350,6 +364,6 @@ def interleaved(m: Composition, x: Tensor) -> Tensor:
 CAUSAL: tuple[Layer, ...] = (
     *(embedding, positions, causal_attention, causal_attention, cross_attention, of_states, static_features),
     *(normalized_residual, recurrent_with_lengths, recurrent_with_lengths, causal_convolution, cumulative, masked),
-    *(halved, by_other_axis, interleaved, loop, regrouped, in_chunks, causal_convolution, row_before),
+    *(halved, by_other_axis, interleaved, loop, regrouped, in_chunks, causal_convolution, row_before, rows_in_front),
 )
 ANY: tuple[Layer, ...] = (*CAUSAL, summary, own_history, row_behind, by_size, by_values, branch, *BLOCKS)

@@ -57,7 +57,7 @@ def packed(op: str = "LSTM", layers: int = 1, least: int = 0, first: bool = True
     """pack_padded_sequence and back, as it is exported: the batch sorted by length, and put into its order again.
 
     Args:
-        least: a length below is taken for this, and one beyond the rows that there are for their number [default: as it comes].
+        least: a length below is taken for this, one beyond the rows that there are for their number [default: neither].
         first: whether the batch is put into its order in front of the axes' exchange, or behind it.
     """
     g = Graph()

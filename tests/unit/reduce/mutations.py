@@ -217,6 +217,15 @@ def lenient(needs: Callable[..., Needs]) -> Callable[..., Needs]:
     return blind
 
 
+def no_choice(_: Callable[..., Any]) -> Callable[..., Any]:
+    """Of rows joined in time only those of the sequence are looked at."""
+
+    def emit(rule: rules.Rule, node: ir.Node, inputs: Any, *more: Any) -> list[ir.Value]:
+        return [next(row for row in inputs if row not in node.inputs)]
+
+    return emit
+
+
 def lengths_sorted(_: Callable[..., None]) -> Callable[..., None]:
     """Of a packed sequence the histories stay as they come, and the lengths are sorted nevertheless."""
 

@@ -57,9 +57,10 @@ from tests.unit.reduce.mutations import (
     edited,
     first_run_alone,
     gathers_last,
-    lenient,
     lengths_sorted,
+    lenient,
     moved_rows,
+    no_choice,
     not_causal,
     other_constant,
     parts_turned,
@@ -100,6 +101,11 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
         *(partial(lstm, True), swapped(rules.recurrent, "is_zero", lambda _: lambda value: value is not None)),
         "last",
     ),
+    "rows in front not counted": (
+        previous,
+        swapped(rules.joining._Joint, "start", lambda _: property(lambda _: 0)),
+        "last",
+    ),
     "where a slice begins, ignored": (shifted, shift_rule(rules.Slice, moved_rows(offset=lambda _: 0)), "last"),
     "where a slice begins, one off": (
         *(shifted, shift_rule(rules.Slice, moved_rows(offset=lambda one: one.offset + 1))),
@@ -122,8 +128,8 @@ CASES: dict[str, tuple[Model, Fault, str]] = {
         *(share, swapped(trim, "_counts_rows", lambda _: lambda *_: False)),
         "row",
     ),
-    "a concatenation in time taken for one of features": (
-        *(previous, swapped(rules.shape, "check_apart", lambda _: skip_check)),
+    "no choice among rows that are joined in time": (
+        *(previous, swapped(rules.joining.Concat, "emit", no_choice)),
         "last",
     ),
     "a lookup's indices turned": (head, swapped(rules.Gather, "needs", turned_lookup), "last"),

@@ -9,11 +9,12 @@ from build.core.reduce.rules.axes import AlongAxis, BatchNormalization, Normaliz
 from build.core.reduce.rules.base import Rule
 from build.core.reduce.rules.convolution import Convolution, Filling, Pad, Pooling
 from build.core.reduce.rules.elementwise import Dropout, Elementwise
+from build.core.reduce.rules.joining import Concat
 from build.core.reduce.rules.lookup import Gather
 from build.core.reduce.rules.products import Gemm, MatMul
 from build.core.reduce.rules.recurrent import RECURRENT, Recurrent
 from build.core.reduce.rules.registry import RULES, rule_for
-from build.core.reduce.rules.shape import Concat, Expand, Regrouping, Reshape, Slice, Split, Transpose
+from build.core.reduce.rules.shape import Expand, Regrouping, Reshape, Slice, Split, Transpose
 
 __all__ = [
     "RECURRENT",

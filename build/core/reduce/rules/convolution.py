@@ -67,6 +67,11 @@ class Filling(Rule):
             check_known([dims[rows.time]], shapes)
         return Needs({0: rows})
 
+    def fills(self, node: ir.Node, layout: Layout, shapes: Shapes) -> bool:
+        """Whether it answers a row whatever there is of what it reads."""
+        del node, layout, shapes
+        return True
+
     def filled(self, value: ir.Value, rows: ir.Value, inside: Layout, padding: ir.Value, emitter: Emitter) -> ir.Value:
         """The rows of a tensor, with a number in place of those that there are none of."""
         there = emitter.exist(value, inside)

@@ -10,10 +10,11 @@ from build.core.reduce.rules.axes import AlongAxis, BatchNormalization, Normaliz
 from build.core.reduce.rules.base import Rule
 from build.core.reduce.rules.convolution import Convolution, Pad, Pooling
 from build.core.reduce.rules.elementwise import Dropout, Elementwise
+from build.core.reduce.rules.joining import Concat
 from build.core.reduce.rules.lookup import Gather
 from build.core.reduce.rules.products import Gemm, MatMul
 from build.core.reduce.rules.recurrent import Recurrent
-from build.core.reduce.rules.shape import Concat, Expand, Reshape, Slice, Split, Transpose
+from build.core.reduce.rules.shape import Expand, Reshape, Slice, Split, Transpose
 
 RULES: dict[str, Rule] = {
     name: rule

@@ -193,28 +193,6 @@ class Expand(Rule):
         return [emitter.node("Expand", [inputs[0], emitter.shape(dims, infer=False)])]
 
 
-class Concat(Rule):
-    """Tensors side by side, on another axis than time.
-
-    >>> from build.core.reduce.example import cut
-    >>> print(cut("z = Tanh(x)  y = Concat<axis = 2>(x, z)").tail)
-    Squeeze  y [batch, 4]
-      Concat  y_row [batch, 1, 4]
-        GatherND  x_row [batch, 1, 2]
-          <- x [batch, time, 2]: it is an input
-        Tanh  z_row [batch, 1, 2]
-          GatherND  x_row [batch, 1, 2]  (above)
-    """
-
-    op_types: ClassVar[tuple[str, ...]] = ("Concat",)
-    pools: ClassVar[tuple[Kind, ...]] = ("mean", "max")
-
-    def needs(self, node: ir.Node, layout: Layout, shapes: Shapes, kind: Kind) -> Needs:
-        axis = node.attributes.get_int("axis", 0) % len(shapes.of(node.outputs[0]))
-        check_apart([axis], layout)
-        return Needs(dict.fromkeys(range(len(node.inputs)), layout))
-
-
 class Split(Rule):
     """One tensor cut into several, on another axis than time.
 
@@ -249,8 +227,9 @@ class Slice(Rule):
     >>> print(cut("z = Concat<axis = 1>(o, x)  y = Slice(z, one, end, one)",
     ...           "float[batch, 1, 2] o, float[batch, time, 2] x", numbers).tail)
     Squeeze  y [batch, 2]
-      GatherND  z_row [batch, 1, 2]
-        <- z [batch, time + 1, 2]: it works along time (axis 1)
+      Where  z_row [batch, 1, 2]
+        GatherND  x_row [batch, 1, 2]
+          <- x [batch, time, 2]: it is an input
     """
 
     op_types: ClassVar[tuple[str, ...]] = ("Slice",)
