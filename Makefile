@@ -26,6 +26,8 @@ LENGTHS ?= $(firstword $(wildcard ../shared/data/*/))
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+HEALTH_PORT ?= 8003
+ANNOUNCE_S ?= 5
 ADDRESS ?= 127.0.0.1
 TLS ?=
 MUTUAL ?=
@@ -108,12 +110,13 @@ lint-config: $(SETUP) ## find settings of a model repository that do nothing or 
 
 SERVE = $(BIN)/python -m build serve $(TARGET) $(OWN) --address '$(ADDRESS)' \
 	--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
+	--health-port $(HEALTH_PORT) --announce-s $(ANNOUNCE_S) \
 	$(if $(OPEN),--open '$(OPEN)') $(if $(TRACE),--trace '$(TRACE)')
 
-serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= TLS=folder MUTUAL=1 OPEN= TRACE=url SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= LAYOUT= DATA= LEARNERS= OUT=]
+serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= HEALTH_PORT= ANNOUNCE_S= TLS=folder MUTUAL=1 OPEN= TRACE=url SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= LAYOUT= DATA= LEARNERS= OUT=]
 	@$(SERVE) $(if $(TLS),--tls '$(TLS)') $(if $(MUTUAL),--mutual)
 
-serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1 ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= OPEN= TRACE= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= LAYOUT= DATA= LEARNERS= OUT=]
+serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1 ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= HEALTH_PORT= ANNOUNCE_S= OPEN= TRACE= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= LAYOUT= DATA= LEARNERS= OUT=]
 	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual $(if $(RENEW),--renew)
 
 ##@ Measure

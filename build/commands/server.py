@@ -22,6 +22,12 @@ def serve(
     http_port: Port = 8000,
     grpc_port: Port = 8001,
     metrics_port: Port = 8002,
+    health_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where balancers ask: 200 serving, 503 not, 404 stopping")
+    ] = 8003,
+    announce_s: Annotated[
+        float, typer.Option(min=0, help="Seconds after SIGTERM that requests are answered on while the health says 404")
+    ] = 5.0,
     address: Annotated[
         str, typer.Option(help="IPv4 or IPv6 address to listen on; 0.0.0.0 or ::: on every network")
     ] = "127.0.0.1",
@@ -51,7 +57,7 @@ def serve(
     from build.server.supervisor import Ports, Supervisor
 
     workspace = choice.open()
-    ports = Ports(http_port, grpc_port, metrics_port, address, server.LOOPBACK if tls else address)
+    ports = Ports(http_port, grpc_port, metrics_port, health_port, address, server.LOOPBACK if tls else address)
     open_to_all = [name for name in opened.split(",") if name]
     try:
         closed = endpoints.closed(open_to_all, os.environ.get(endpoints.ADMIN_KEY, ""))
@@ -68,6 +74,7 @@ def serve(
     if renew and not test_certificates:
         raise LastrowError("--renew goes with --test-certificates")
     server.check_ports(ports.arguments())  # before a build, which may take a minute
+    server.check_free(address, health_port, "health-port")
     repository.build(workspace)
-    code = Supervisor(workspace.out, workspace.spec.model.name, ports, arguments).run()
+    code = Supervisor(workspace.out, workspace.spec.model.name, ports, arguments, announce_s).run()
     raise typer.Exit(code if code >= 0 else 1)

@@ -42,17 +42,27 @@ def check_ports(arguments: Sequence[str]) -> None:
         if given[f"allow_{protocol}"].lower() in ("false", "0"):
             continue
         port, address = given[key], given[key.replace("port", "address")].removeprefix(HTTP_IPV6).strip("[]")
-        try:
-            with socket.socket(_family(address)) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((address, port))
-        except OSError as e:
-            if e.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                raise ServerError(f"this machine has no address {address}; `ip address` lists those it has") from e
-            raise ServerError(
-                f"port {port} on {address} is not free ({e.strerror}); stop what listens there, or choose another "
-                f"with --{option} (make serve: {protocol.upper()}_PORT=)"
-            ) from e
+        check_free(address, port, option)
+
+
+def check_free(address: str, port: int, option: str) -> None:
+    """Refuse a port that is taken; option: the command line's for it, e.g. "http-port"."""
+    try:
+        with socket.socket(family(address)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as e:
+        raise not_free(e, address, port, option) from e
+
+
+def not_free(error: OSError, address: str, port: int, option: str) -> ServerError:
+    """What is said where a port cannot be listened on."""
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return ServerError(f"this machine has no address {address}; `ip address` lists those it has")
+    return ServerError(
+        f"port {port} on {address} is not free ({error.strerror}); stop what listens there, or choose another "
+        f"with --{option} (make serve: {option.split('-')[0].upper()}_PORT=)"
+    )
 
 
 def free_ports(count: int = 3, address: str = LOOPBACK) -> list[int]:
@@ -62,7 +72,7 @@ def free_ports(count: int = 3, address: str = LOOPBACK) -> list[int]:
     """
     ports: list[int] = []
     for port in random.sample(range(FIRST_PORT, _first_outgoing()), k=_first_outgoing() - FIRST_PORT):
-        with socket.socket(_family(address)) as probe, contextlib.suppress(OSError):
+        with socket.socket(family(address)) as probe, contextlib.suppress(OSError):
             probe.bind((address, port))
             ports.append(port)
         if len(ports) == count:
@@ -79,7 +89,8 @@ def _first_outgoing() -> int:
     return DEFAULT_OUTGOING
 
 
-def _family(address: str) -> socket.AddressFamily:
+def family(address: str) -> socket.AddressFamily:
+    """Of an IP address."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 

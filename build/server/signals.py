@@ -26,6 +26,7 @@ class StopRequest:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._asked, self._came = False, 0
+        self.number = 0  # of the signal that came first
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._handlers = {number: signal.signal(number, self._count) for number in SIGNALS}
         return self
@@ -46,7 +47,8 @@ class StopRequest:
             ready, _, _ = select.select([self._read], [], [], max(deadline - time.monotonic(), 0.0))
             if not ready:
                 break
-            self._asked = not set(SIGNALS).isdisjoint(os.read(self._read, 512))  # a byte a signal, its number
+            came = [number for number in os.read(self._read, 512) if number in SIGNALS]  # a byte a signal, its number
+            self._asked, self.number = bool(came), came[0] if came else 0
         return self._asked
 
     def _count(self, number: int, _: FrameType | None) -> None:

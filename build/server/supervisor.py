@@ -1,5 +1,7 @@
 """`make serve`: a tritonserver that is watched, started again when it or one of its stubs dies, and drained before it stops.
 
+A stop is announced first, at the health port, while everything is answered as before; then comes the drain, which refuses.
+
 Triton does not start a Python stub again that has died: requests that need it fail after a second each, for ever. 2.51 even
 stays "ready"; from 26.02 on a step's own is_ready() counts. And on SIGTERM its ensembles refuse the next step of requests
 that are half done. Both are settled from outside, here.
@@ -11,6 +13,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -23,7 +26,17 @@ from typing import IO
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from build.server import BURIED_WITHIN_S, LOOPBACK, Processes, ServerError, check_ports, check_repository, failures
+from build.server import (
+    BURIED_WITHIN_S,
+    LOOPBACK,
+    Processes,
+    ServerError,
+    check_ports,
+    check_repository,
+    failures,
+    health,
+)
+from build.server.health import Health
 from build.server.ports import listening, reached, url
 from build.server.signals import StopRequest
 from ensemble.tables import PREPROCESS
@@ -33,6 +46,7 @@ DRAIN = "LASTROW_DRAIN"
 PENDING = "nv_inference_pending_request_count"
 LOOK_EVERY_S = 0.25
 START_S = 180.0
+ANNOUNCED_S = 5.0  # a balancer that asks every second or two has seen it by then, three times over
 DRAIN_S = 20.0
 # A server with nothing queued that has answered nothing for so long, and for so many times its mean, has nothing to answer.
 QUIET_S, QUIET_MEANS = 1.0, 4
@@ -44,11 +58,15 @@ LOG_LINES = 200
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the server listens. http_address is that of HTTP and metrics, which are not encrypted."""
+    """Where the server listens. http_address is that of HTTP and metrics, which are not encrypted.
+
+    health: the supervisor's own, at `address`, since who balances is where callers are; 0: whichever is free.
+    """
 
     http: int
     grpc: int
     metrics: int
+    health: int = 0
     address: str = LOOPBACK
     http_address: str = LOOPBACK
 
@@ -68,6 +86,8 @@ class Supervisor:
     Args:
         model: the ensemble's name, whose requests are waited for at the end.
         arguments: more of tritonserver's own.
+        announced_s: how long after SIGTERM everything is answered still, while the health port says 404. Ctrl-C, of a person
+            who waits at a terminal, does without.
         say: takes what happens, a line each.
     """
 
@@ -77,13 +97,16 @@ class Supervisor:
         model: str,
         ports: Ports,
         arguments: Sequence[str] = (),
+        announced_s: float = ANNOUNCED_S,
         say: Callable[[str], None] = lambda line: _write(f"{line}\n".encode()),
     ) -> None:
         self._arguments = [f"--model-repository={repository.resolve()}", *ports.arguments(), *arguments]
         self._repository = repository
         self._model = model
         self._ports = ports
+        self._announced_s = announced_s
         self._say = say
+        self._running: _Running | None = None
 
     def run(self) -> int:
         """Serve. Returns the exit code: 0 after an orderly stop, else what ended the last server.
@@ -94,14 +117,22 @@ class Supervisor:
         check_repository(self._repository)
         check_ports(self._arguments)
         failed, begun = 0, False
-        with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="lastrow-serve-") as folder:
+        with (
+            StopRequest() as stop,
+            Health(self._ports.address, self._ports.health, self._answers) as told,
+            tempfile.TemporaryDirectory(prefix="lastrow-serve-") as folder,
+        ):
             while True:
                 drain = Path(folder) / "drain"
-                running = _Running(self._arguments, drain, self._ports)
+                self._running = running = _Running(self._arguments, drain, self._ports)
                 try:
-                    reason = self._watch(running, stop)
+                    reason = self._watch(running, stop, told)
                     if reason is None:
+                        told.status = health.STOPPING
+                        if running.ready() and stop.number == signal.SIGTERM:
+                            self._announce(running)
                         return self._stop(running, drain)
+                    told.status = health.BROKEN
                     failed, begun = 0, True
                     self._say(f"{reason}; starting again")
                 except ServerError as e:
@@ -114,7 +145,11 @@ class Supervisor:
                 if stop.wait(_pause(failed)):
                     return 0
 
-    def _watch(self, running: _Running, stop: StopRequest) -> str | None:
+    def _answers(self) -> bool:
+        """For the health port: whether the server that runs now answers for the model."""
+        return self._running is not None and self._running.ready(f"/v2/models/{self._model}/ready")
+
+    def _watch(self, running: _Running, stop: StopRequest, told: Health) -> str | None:
         """Wait until the server is ready, then until it breaks; why it broke, None where the supervisor is to stop."""
         start, ready = time.monotonic(), False
         while not stop.wait(LOOK_EVERY_S):
@@ -129,11 +164,19 @@ class Supervisor:
             if dead:
                 return f"{', '.join(dead)} died"
             if not ready and running.ready():
-                ready = True
+                ready, told.status = True, health.SERVING
                 self._say(f"{self._model} is ready: gRPC {url(self._ports.address, self._ports.grpc)}")
             if not ready and time.monotonic() - start > START_S:
                 raise ServerError(f"tritonserver was not ready after {START_S:.0f} s. {running.causes()}")
         return None
+
+    def _announce(self, running: _Running) -> None:
+        """Answer on, so that nobody is sent here any more by the time that somebody is refused."""
+        self._say(f"stopping: not ready any more; answering for {self._announced_s:g} s still")
+        deadline = time.monotonic() + self._announced_s
+        # A server that breaks now is not started again: its callers are on their way elsewhere.
+        while time.monotonic() < deadline and running.processes.returncode is None:
+            time.sleep(min(LOOK_EVERY_S, max(deadline - time.monotonic(), 0.0)))
 
     def _stop(self, running: _Running, drain: Path) -> int:
         """New requests are refused from here on; those under way get their answers; then the server ends."""
@@ -172,8 +215,8 @@ class _Running:
     def causes(self) -> str:
         return failures("".join(self._log))
 
-    def ready(self) -> bool:
-        return self._get(self._ports.http, "/v2/health/ready") is not None
+    def ready(self, path: str = "/v2/health/ready") -> bool:
+        return self._get(self._ports.http, path) is not None
 
     def progress(self, model: str) -> tuple[int, float]:
         """How many requests were answered, and how many wait before some step that will take them.

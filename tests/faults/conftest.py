@@ -64,6 +64,7 @@ class Supervised:
     grpc: int
     metrics: int
     log: Path
+    health: int = 0
 
     @property
     def url(self) -> str:
@@ -76,6 +77,16 @@ class Supervised:
                 return answer.status == 200 and bool(self.read_metrics())
         except OSError:
             return False
+
+    def healthy(self) -> int:
+        """What its health port answers, 0 where nothing does."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health}/", timeout=5) as answer:
+                return answer.status
+        except urllib.error.HTTPError as e:
+            return e.code
+        except OSError:
+            return 0
 
     def said(self, words: str) -> int:
         """How often its log has them."""
@@ -96,21 +107,27 @@ class Supervised:
 
 @contextlib.contextmanager
 def supervised(
-    served: Served, folder: Path, *options: str, wait: bool = True, output: int | None = None
+    served: Served,
+    folder: Path,
+    *options: str,
+    wait: bool = True,
+    output: int | None = None,
+    announce_s: float = 0.0,
 ) -> Iterator[Supervised]:
     """What `make serve` runs, for a repository that is there. output: a descriptor, in place of the log file."""
-    http, grpc, metrics = free_ports(3)
+    http, grpc, metrics, health = free_ports(4)
     command = [sys.executable, "-m", "build", "serve", "--checkpoint", str(served.checkpoint)]
     command += ["--out", str(served.repository), "--http-port", str(http), "--grpc-port", str(grpc)]
+    own = ["--health-port", str(health), "--announce-s", str(announce_s)]
     log = folder / "serve.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [*command, "--metrics-port", str(metrics), *options],
+            [*command, "--metrics-port", str(metrics), *own, *options],
             cwd=ROOT,
             stdout=file if output is None else output,
             stderr=subprocess.STDOUT,
         )
-    found = Supervised(process, http, grpc, metrics, log)
+    found = Supervised(process, http, grpc, metrics, log, health)
     try:
         if wait:
             wait_until(lambda: found.ready() or process.poll() is not None, 90, "make serve is ready")
