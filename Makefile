@@ -35,6 +35,8 @@ RENEW ?=
 OPEN ?=
 TRACE ?=
 SOAK_S ?= 3600
+BASE ?=
+IMAGE ?= lastrow
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,7 +54,7 @@ override GOALS := $(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))
 override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/make/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
-.PHONY: help setup demo test train repo inspect precision evaluate lint-config serve serve-tls bench bench-peers analyze tune \
+.PHONY: help setup demo test train repo inspect precision evaluate lint-config serve serve-tls image bench bench-peers analyze tune \
 	test-unit test-faults test-nightly soak test-newest lint lock clean
 
 ##@ Get going
@@ -118,6 +120,10 @@ serve: $(SETUP) ## serve until Ctrl-C, on this machine alone [ADDRESS= HTTP_PORT
 
 serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of them [TLS=folder they go to, or are in RENEW=1 ADDRESS= HTTP_PORT= GRPC_PORT= METRICS_PORT= HEALTH_PORT= ANNOUNCE_S= OPEN= TRACE= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= LAYOUT= DATA= LEARNERS= OUT=]
 	@$(SERVE) --tls '$(or $(TLS),build/artifacts/tls)' --test-certificates --mutual $(if $(RENEW),--renew)
+
+image: ## a container image with a repository in it, by docker [BASE=Triton's image, needed OUT=repository, models without it IMAGE=its name]
+	docker build --build-arg 'BASE=$(BASE)' --build-context repository=$(or $(OUT),models) \
+		--file build/deploy/container/Dockerfile --tag '$(IMAGE)' .
 
 ##@ Measure
 

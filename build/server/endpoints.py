@@ -1,14 +1,8 @@
-"""Which of tritonserver's endpoints a served model opens, and to whom: arguments for its command line.
-
-The standard library alone, so that it starts the server in a stock container too, where nothing of this project is
-installed: python3 endpoints.py --model-repository=/models
-"""
+"""Which of tritonserver's endpoints a served model opens, and to whom: arguments for its command line."""
 
 from __future__ import annotations
 
-import os
 import secrets
-import sys
 from collections.abc import Iterable
 
 # What changes the server or reaches into its host. Inference, health, metadata and statistics stay open.
@@ -51,13 +45,3 @@ def observed(trace_url: str = "", service: str = "lastrow") -> list[str]:
             f"--trace-config=opentelemetry,resource=service.name={service}",
         ]
     return arguments
-
-
-def main() -> None:
-    """Become a tritonserver with its management endpoints closed; every argument goes to it as it is."""
-    arguments = [*closed(admin_key=os.environ.get(ADMIN_KEY, "")), *observed(os.environ.get("LASTROW_TRACE", ""))]
-    os.execvp("tritonserver", ["tritonserver", *arguments, *sys.argv[1:]])  # noqa: S606, S607 no shell; the image's own
-
-
-if __name__ == "__main__":
-    main()

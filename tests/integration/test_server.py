@@ -61,11 +61,11 @@ def test_tritonserver_of_the_environment_serves_and_stops_on_ctrl_c(served: Serv
 
 
 def test_make_serve_stops_on_ctrl_c(served: Served):
-    http, grpc, metrics = free_ports(3)
+    http, grpc, metrics, health = free_ports(4)
     process = subprocess.Popen(
         [
             *("make", "serve", f"CHECKPOINT={served.checkpoint}", f"OUT={served.repository}"),
-            *(f"HTTP_PORT={http}", f"GRPC_PORT={grpc}", f"METRICS_PORT={metrics}"),
+            *(f"HTTP_PORT={http}", f"GRPC_PORT={grpc}", f"METRICS_PORT={metrics}", f"HEALTH_PORT={health}"),
         ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -99,7 +99,7 @@ echo "$@" > {said}
     )
     script.chmod(0o755)
     command = [sys.executable, "-m", "build", "serve", "--checkpoint", served.checkpoint, "--out", served.repository]
-    for option, port in zip(PORTS, free_ports(), strict=True):
+    for option, port in zip([*PORTS, "health-port"], free_ports(4), strict=True):
         command += [f"--{option}", str(port)]
     done = subprocess.run(
         [*command, "--open", opened],
@@ -118,9 +118,9 @@ echo "$@" > {said}
 
 @needs_ipv6
 def test_make_serve_listens_on_ipv6(served: Served, tmp_path: Path):
-    http, grpc, metrics = free_ports(3, "::1")
+    http, grpc, metrics, health = free_ports(4, "::1")
     command = ["make", "serve", f"CHECKPOINT={served.checkpoint}", f"OUT={served.repository}", "ADDRESS=::1"]
-    command += [f"HTTP_PORT={http}", f"GRPC_PORT={grpc}", f"METRICS_PORT={metrics}"]
+    command += [f"HTTP_PORT={http}", f"GRPC_PORT={grpc}", f"METRICS_PORT={metrics}", f"HEALTH_PORT={health}"]
     log = tmp_path / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from build import ROOT
-from build.server import endpoints
+from build.server import endpoints, free_ports
 from build.server.endpoints import MANAGEMENT, closed, observed
 
 
@@ -58,22 +58,30 @@ def test_tracing_is_off_unless_it_has_a_collector():
 
 
 @pytest.mark.parametrize("environment", [{}, {"LASTROW_ADMIN_KEY": "k", "LASTROW_TRACE": "http://c/v1/traces"}])
-def test_it_starts_a_server_where_nothing_is_installed(tmp_path: Path, environment: dict[str, str]):
-    server = tmp_path / "tritonserver"
+def test_a_repository_alone_is_served_closed(tmp_path: Path, environment: dict[str, str]):
+    server, folder = tmp_path / "tritonserver", tmp_path / "a folder"
     server.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     server.chmod(0o755)
-    script = ROOT / "build" / "server" / "endpoints.py"
+    (folder / "mine").mkdir(parents=True)
+    (folder / "mine" / "config.pbtxt").write_text('platform: "ensemble"\n')
+    options = [
+        f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics", "health"), free_ports(4), strict=True)
+    ]
     done = subprocess.run(
-        [sys.executable, "-I", "-S", script, "--model-repository=/a folder", "--grpc-port=1"],
+        [sys.executable, "-m", "build.server", folder, *options, "--log-verbose=1"],
+        cwd=ROOT,
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    *ours, repository, port = done.stdout.splitlines()
-    assert (repository, port) == ("--model-repository=/a folder", "--grpc-port=1")
-    found = rules([argument for argument in ours if "restricted" in argument])
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert "tritonserver ended with exit code 0 while it started" in said[-1]
+    assert {f"--model-repository={folder}", options[1], "--log-verbose=1", "--grpc-address=127.0.0.1"} <= set(said)
+    found = rules([argument for argument in said if "restricted" in argument])
     assert {option.rsplit("-", 1)[0] for option in found} == {"--grpc-restricted", "--http-restricted"}
     assert all(names == set(MANAGEMENT) for names, _ in found.values())
     assert ("k" in {key for _, key in found.values()}) == bool(environment)
-    assert any("url=http://c/v1/traces" in argument for argument in ours) == bool(environment)
+    assert any("url=http://c/v1/traces" in argument for argument in said) == bool(environment)
+    assert any("service.name=mine" in argument for argument in said) == bool(environment)
