@@ -234,12 +234,11 @@ def _few(values: np.ndarray) -> str:
 @app.command()
 def lint(
     repository: Annotated[Path, typer.Argument(help="A model repository, anyone's")],
-    length: Annotated[int, typer.Option(min=1, help="Assumed for each dimension of -1")] = 512,
     cores: Annotated[int | None, typer.Option(min=1, help="Of the machine that serves [default: this one's]")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too")] = False,
 ) -> None:
     """Find settings that Triton takes without a word and that do nothing, or harm. Exit code 1 where one is an error."""
-    found = lint_repository(repository, length, cores)
+    found = lint_repository(repository, cores=cores)
     for finding in found:
         print(finding)
     if not found:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ensemble.lint.onnx_file import load
+
 if TYPE_CHECKING:
     import onnx
 
@@ -17,13 +19,10 @@ COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
 
 def looked_up(path: Path, names: Sequence[str]) -> dict[str, int]:
     """Inputs that are used as indices of known tables alone, and the rows of the largest one."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except (OSError, DecodeError):
+    model = load(path)
+    if model is None:
         return {}
+    graph = model.graph
     tables = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -38,23 +37,29 @@ def looked_up(path: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def _rows(
-    name: str, readers: dict[str, list[onnx.NodeProto]], tables: dict[str, list[int]], outputs: set[str]
+    given: str, readers: dict[str, list[onnx.NodeProto]], tables: dict[str, list[int]], outputs: set[str]
 ) -> list[int] | None:
-    """Rows of every table that a tensor is looked up in; None where it is used for anything else."""
-    if name in outputs or name not in readers:
-        return None
+    """Rows of every table that a tensor is looked up in; None where it is used for anything else.
+
+    Each tensor below is looked at once, however many ways lead to it.
+    """
     rows: list[int] = []
-    for node in readers[name]:
-        if node.op_type in COMPARISONS:
-            continue
-        if node.op_type in PASSING:
-            below = _rows(node.output[0], readers, tables, outputs)
-            if below is None:
-                return None
-            rows += below
-        elif node.op_type == "Gather" and node.input[1] == name and node.input[0] in tables:
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-            rows.append(tables[node.input[0]][axis])
-        else:
+    waiting, seen = [given], {given}
+    while waiting:
+        name = waiting.pop()
+        if name in outputs or name not in readers:
             return None
+        for node in readers[name]:
+            if node.op_type in COMPARISONS:
+                continue
+            if node.op_type in PASSING:
+                below = node.output[0]
+                if below not in seen:
+                    seen.add(below)
+                    waiting.append(below)
+            elif node.op_type == "Gather" and node.input[1] == name and node.input[0] in tables:
+                axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+                rows.append(tables[node.input[0]][axis])
+            else:
+                return None
     return rows

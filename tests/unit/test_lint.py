@@ -90,9 +90,18 @@ def test_what_is_no_repository(tmp_path: Path):
         lint(tmp_path / "none")
     with pytest.raises(LintError, match=r"no config\.pbtxt"):
         lint(tmp_path)
-    write(tmp_path, m="input [ {")
-    with pytest.raises(LintError, match="line "):
-        lint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"input [ {", b"max_batch_size: ${N}", b"\xff\xfe", b"max_batch_size: 99999999999"]
+)
+def test_one_that_cannot_be_read_is_one_finding_and_the_rest_is_looked_at(tmp_path: Path, content: bytes):
+    write(tmp_path, broken="", costly=model(more=delayed(100_000)))
+    (tmp_path / "broken" / "config.pbtxt").write_bytes(content)
+    assert [(finding.rule, finding.severity) for finding in lint(tmp_path)] == [
+        ("unreadable", "error"),
+        ("delay-too-long", "warning"),
+    ]
 
 
 def test_the_command(tmp_path: Path):

@@ -60,7 +60,8 @@ def test_the_time_is_that_of_the_warm_up(spec: Spec, tmp_path: Path):
     for name, content in config.files(changed(spec, steps__core__queue_delay_us=5000)).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "core" / "1").mkdir()
+    for folder in list(tmp_path.iterdir()):
+        (folder / "1").mkdir(exist_ok=True)
     assert lint(tmp_path) == []  # 5 ms, and there is no model to time
 
 
@@ -69,10 +70,12 @@ def test_the_time_is_that_of_the_warm_up(spec: Spec, tmp_path: Path):
 )
 def test_limits_on_a_queue(tmp_path: Path, limit: str):
     policy = f"dynamic_batching {{ default_queue_policy {{ timeout_action: REJECT {limit} }} }}"
-    found = lint(write(tmp_path / "a", m=model(more=policy)))
+    found = [each for each in lint(write(tmp_path / "a", m=model(more=policy))) if each.rule == "queue-limits"]
     assert keys(found) == {("m", f"dynamic_batching.default_queue_policy ({limit.split(':')[0]})")}
-    by_priority = f"dynamic_batching {{ priority_levels: 2 priority_queue_policy {{ key: 1 value {{ {limit} }} }} }}"
-    assert len(lint(write(tmp_path / "b", m=model(more=by_priority)))) == 1
+    by_priority = f"priority_levels: 2 default_priority_level: 1 priority_queue_policy {{ key: 1 value {{ {limit} }} }}"
+    found = lint(write(tmp_path / "b", m=model(more=f"dynamic_batching {{ {by_priority} }}")))
+    assert "queue-limits" in {each.rule for each in found}
+    assert lint(tmp_path / "b", triton=(24, 3)) == [each for each in found if each.rule == "timeout-decay"]
     without = "dynamic_batching { default_queue_policy { timeout_action: DELAY } }"
     assert lint(write(tmp_path / "c", m=model(more=without))) == []
 

@@ -27,7 +27,10 @@ def test_steps_that_do_not_fit(tmp_path: Path):
     assert of("batch", first=model(batch=4), second=model(), whole=chain()) == {("whole", "max_batch_size")}
     assert ("whole", "ensemble_scheduling.step (second)") in of("missing", first=model(), whole=chain())
     renamed = chain().replace('value: "between"', 'value: "elsewhere"', 1)
-    assert of("nobody", first=model(), second=model(), whole=renamed) == {("whole", "input_map (between)")}
+    assert of("nobody", first=model(), second=model(), whole=renamed) == {
+        ("whole", "input_map (between)"),
+        ("whole", "output_map (elsewhere)"),
+    }
     other = chain().replace('key: "y" value: "out"', 'key: "z" value: "out"')
     assert ("whole", "output_map (z)") in of("output", first=model(), second=model(), whole=other)
 

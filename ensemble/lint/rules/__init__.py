@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+import pkgutil
+from pathlib import Path
 
-from ensemble.lint.finding import Finding
-from ensemble.lint.repository import Repository
-from ensemble.lint.rules import batching, cost, ensemble, keys, wiring
+from ensemble.lint.rule import Rule
 
-RULES: tuple[Callable[[Repository], Iterator[Finding]], ...] = (
-    keys.unknown_key,
-    keys.tensorrt_only,
-    keys.cuda_graph,
-    batching.several_delays,
-    batching.long_delay,
-    batching.queue_policy,
-    batching.preferred_sizes,
-    cost.wide_integers,
-    cost.large_outputs,
-    cost.threads,
-    ensemble.on_the_ensemble,
-    ensemble.response_cache,
-    wiring.wiring,
+FAMILIES = {
+    name: importlib.import_module(f"{__name__}.{name}")
+    for name in sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+}
+RULES: tuple[Rule, ...] = tuple(
+    made for family in FAMILIES.values() for made in vars(family).values() if isinstance(made, Rule)
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,10 +13,14 @@ from tritonclient.utils import triton_to_np_dtype
 from ensemble.lint.finding import Finding
 from ensemble.lint.lookups import looked_up
 from ensemble.lint.repository import Repository
+from ensemble.lint.rule import rule
+from ensemble.lint.rules.keys import ONNXRUNTIME
+from ensemble.lint.sizes import sized
 
 MESSAGE_BYTES = 4_000_000  # what many gRPC clients take at most unless told otherwise
 
 
+@rule("wide-integers", ONNXRUNTIME)
 def wide_integers(repository: Repository) -> Iterator[Finding]:
     """Ids in twice the bytes that they need, on every hop.
 
@@ -43,25 +48,30 @@ def wide_integers(repository: Repository) -> Iterator[Finding]:
             )
 
 
+@rule("output-too-large", "https://grpc.io/docs/guides")
 def large_outputs(repository: Repository) -> Iterator[Finding]:
     """Answers that clients' defaults refuse, and that cost more to carry than to compute.
 
-    `output [ { name: "logits" data_type: TYPE_FP32 dims: [ 512, 14041 ] } ]`: 28.8 MB an item.
+    `output [ { name: "logits" data_type: TYPE_FP32 dims: [ 512, 14041 ] } ]`: 28.8 MB an item. A free dimension (-1) is
+    sized by `--typical logits=512`, by the warm-up where the model file says that it is an input's, or not at all.
     """
     for model in repository.models.values():
         for tensor in model.config.output:
             if tensor.data_type == DataType.TYPE_STRING:
                 continue
-            dims = [repository.length if dim == -1 else dim for dim in tensor.dims]
-            size = int(np.prod(dims, dtype=np.int64)) * _item_bytes(tensor.data_type)
+            dims, said = sized(repository, model, tensor)
+            known = [dim for dim in dims if dim != -1]
+            size = math.prod(known) * _item_bytes(tensor.data_type)
             if size > MESSAGE_BYTES:
-                assumed = f", with {repository.length} for each -1" if -1 in tensor.dims else ""
-                why = f"{size / 1e6:.1f} MB an item{assumed}: over the 4 MB that many gRPC clients take, and slow to carry"
+                least = "at least " if len(known) < len(dims) else ""
+                over = "over the 4 MB that many gRPC clients take, and slow to carry"
+                why = f"{least}{size / 1e6:.1f} MB an item{said}: {over}"
                 yield Finding(
                     model.file, f"output.dims ({tensor.name})", why, "an output with what the client needs of it"
                 )
 
 
+@rule("threads-over-cores", ONNXRUNTIME)
 def threads(repository: Repository) -> Iterator[Finding]:
     """Sessions that take each other's cores.
 
@@ -72,11 +82,7 @@ def threads(repository: Repository) -> Iterator[Finding]:
         count = sum(max(group.count, 1) for group in groups if group.kind == ModelInstanceGroup.KIND_CPU)
         if model.backend != "onnxruntime" or not count:
             continue
-        given = (
-            model.config.parameters["intra_op_thread_count"].string_value
-            if "intra_op_thread_count" in model.config.parameters
-            else "0"
-        )
+        given = model.parameter("intra_op_thread_count") or "0"
         own = int(given) if given.isdigit() and int(given) else repository.cores
         if count * own > repository.cores and (count > 1 or own > repository.cores):
             why = f"{count} sessions of {own} threads each share {repository.cores} cores"
