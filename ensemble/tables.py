@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -194,6 +194,9 @@ class Step(Table):
 class CoreStep(Step):
     """The ONNX step. intra_op_threads 0 leaves the choice to ONNX Runtime; queue_delay_us is in microseconds.
 
+    spinning: whether its threads wait for their next work on a processor, ready at once, or asleep, which leaves it to
+    others. This project's own ONNX Runtime backend and the single layout act on it; Triton's C++ backend always spins.
+
     accelerator: what computes on a GPU. graph_batch_sizes: histories a batch for which a CUDA graph is captured at load, at
     every width; a smaller batch is padded to the next size, and a larger one goes without. None: no graphs. io_binding: the
     embedded backend keeps tensors on a GPU in buffers that stay; false only to measure what that gains.
@@ -201,6 +204,7 @@ class CoreStep(Step):
 
     queue_delay_us: Annotated[int, Field(ge=0)] = 0
     intra_op_threads: Annotated[int, Field(ge=0)] = 0
+    spinning: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
     accelerator: Literal["cuda", "tensorrt"] = "cuda"
     graph_batch_sizes: tuple[Count, ...] = ()
@@ -227,6 +231,10 @@ class Steps(Table):
     propose: Step = Step()
 
 
+Layout = Literal["ensemble", "single"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
 class Serve(Table):
     """How steps are served.
 
@@ -234,7 +242,7 @@ class Serve(Table):
         which spares a request the way from process to process, and asks for onnxruntime where Triton's Python looks.
     """
 
-    layout: Literal["ensemble", "single"] = "ensemble"
+    layout: Layout = "ensemble"
 
 
 class Tuned(Table):

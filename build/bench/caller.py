@@ -13,13 +13,11 @@ from build.bench.question import Question
 from build.bench.reply import Expected
 from build.bench.transport import TIMEOUT_S, Grpc, Http, Transport
 from build.bench.variant import NAIVE, naive_tensors
-from build.core.parity import probabilities
-from build.core.reduce.file import open_session
 from build.core.served import types
 from ensemble.client import Client
 from ensemble.contract import Source
 from ensemble.knowledge_tracing import KnowledgeTracing
-from ensemble.learners.history import History, pad, windows
+from ensemble.learners.history import History, windows
 from ensemble.sequence import Sequence as SequenceSpec
 from ensemble.spec import Answer, Spec
 from ensemble.tables import CORE
@@ -67,7 +65,7 @@ class EnsembleHttp(_Connected):
     """The ensemble over HTTP."""
 
     def ask(self, questions: Sequence[History]) -> list[np.ndarray]:
-        given = dict(zip((tensor.name for tensor in self._spec.requested), pad(questions), strict=True))
+        given = question.together(self._spec, questions)
         inputs = question.on_the_wire(self._spec.requested, given)
         return list(self._transport.infer(self._spec.model.name, inputs, self._spec.answered[:1])[0])
 
@@ -163,19 +161,9 @@ def full_windows(spec: Spec, count: int = 8) -> list[Question]:
 
 def answers_of(repository: Path, spec: Spec, questions: Sequence[Question]) -> list[Expected]:
     """What every contender and every peer has to answer: what the repository's core does in this process."""
-    if isinstance(spec, SequenceSpec):
-        answer = reply.whole(spec)
-        alone = [question.together(spec, [one]) for one in questions]
-        return [expected for request in alone for expected in reply.by_core(repository, spec, answer, request)]
-    histories = [one for one in questions if isinstance(one, History)]
-    session = open_session(repository / CORE / "1" / "model.onnx")
-    *values, lengths = windows(histories, [spec.model.window])
-    feeds = {tensor.name: value for tensor, value in zip(spec.windows, (*values, lengths), strict=True)}
-    taken = {entry.name for entry in session.get_inputs()}
-    logits = session.run(None, {name: value for name, value in feeds.items() if name in taken})[0]
-    if spec.reduce.where != "core":
-        logits = logits[np.arange(len(lengths)), lengths - 1]
-    return [Expected(*pair) for pair in zip(probabilities(logits), logits, strict=True)]
+    answer = reply.whole(spec)
+    alone = [question.together(spec, [one]) for one in questions]
+    return [expected for request in alone for expected in reply.by_core(repository, spec, answer, request)]
 
 
 def difference(spec: Spec, got: np.ndarray, wanted: Expected, answer: Answer | None = None) -> float:

@@ -17,9 +17,12 @@ from build.bench.cell import Cell
 from build.bench.question import Question
 from build.bench.variant import Variant, build
 from build.core.parity import tolerance
+from build.model.checkpoint import outside
+from build.repository.assembly import core_file
 from build.server import Server
 from ensemble.errors import LastrowError
 from ensemble.spec import Spec
+from ensemble.tables import LAYOUTS, Serve
 
 BUSY = 16  # callers that throughput is measured with
 Progress = Callable[[float | None, str], None]
@@ -107,20 +110,33 @@ def gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, float,
 
 def setting(spec: Spec) -> str:
     """What tells contenders apart, in a few words."""
-    steps = spec.steps
-    return (
-        f"core {steps.core.instances} x {steps.core.intra_op_threads or 'all'} threads, "
-        f"steps {steps.preprocess.instances} and {steps.postprocess.instances}, "
-        f"delay {steps.core.queue_delay_us:,} us, batch {spec.batching.max_batch_size}"
-    )
+    steps, core = spec.steps, spec.steps.core
+    threads = f"{core.instances} x {core.intra_op_threads or 'all'} threads"
+    if not core.spinning:
+        threads += " that do not spin"
+    if spec.serve.layout == "single":
+        whole = f"one model {threads}"
+    else:
+        whole = f"core {threads}, steps {steps.preprocess.instances} and {steps.postprocess.instances}"
+    return f"{whole}, delay {core.queue_delay_us:,} us, batch {spec.batching.max_batch_size}"
 
 
 def lend(lender: Path, folder: Path, spec: Spec) -> None:
-    """Give a repository another one's cores, which are kept if they are the same: an export takes longer than a copy."""
+    """Give a repository another one's cores, which are kept if they are the same: an export takes longer than a copy.
+
+    Whatever the layouts are. A core has another name in each, by which one whose weights lie beside it could not be lent.
+    """
     for core in spec.cores:
-        target = folder / core.step / "1"
-        if not target.exists():
-            shutil.copytree(lender / core.step / "1", target)
+        target = core_file(spec, folder, core.step)
+        for layout in LAYOUTS:
+            source = core_file(spec.model_copy(update={"serve": Serve(layout=layout)}), lender, core.step)
+            weights = outside(source)
+            if target.exists() or not source.is_file() or (weights and source.name != target.name):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for file in weights:
+                shutil.copy(file, target.with_name(file.name))
+            shutil.copy(source, target)
 
 
 def _check(caller: Caller, repository: Path, spec: Spec, questions: Sequence[Question]) -> None:

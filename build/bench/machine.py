@@ -28,6 +28,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def shares() -> list[tuple[int, int]]:
+    """How this machine's cores can be shared out evenly: to so many sessions, so many threads each; few sessions first."""
+    cores = len(os.sched_getaffinity(0))
+    return [(count, cores // count) for count in (1, 2, 4, 8) if cores % count == 0]
+
+
 def sentence(machine: dict[str, Any]) -> str:
     """The description in a line."""
     return (

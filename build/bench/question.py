@@ -81,7 +81,7 @@ def together(spec: Spec, questions: Sequence[Question]) -> dict[str, Array]:
     """
     histories = [question for question in questions if isinstance(question, History)]
     if histories:
-        return dict(zip((tensor.name for tensor in spec.requested), pad(histories), strict=True))
+        return dict(zip(spec.contract.inputs, pad(histories), strict=True))
     named: list[Mapping[str, Array]] = [question for question in questions if not isinstance(question, History)]
     return {name: _stacked([each[name] for each in named]) for name in named[0]}
 

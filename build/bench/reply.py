@@ -12,6 +12,7 @@ import numpy as np
 from build.core.inference import Inference, run
 from build.core.reduce.file import open_session
 from build.core.served import types
+from build.repository.assembly import core_file
 from ensemble.chain import answer as chained
 from ensemble.errors import SpecError
 from ensemble.knowledge_tracing import KnowledgeTracing
@@ -90,12 +91,14 @@ def by_author(author: Inference, answer: Answer, request: Mapping[str, Array]) -
     return _expected(answer, rows, request)
 
 
-def by_core(repository: Path, spec: SequenceSpec, answer: Answer, request: Mapping[str, Array]) -> list[Expected]:
+def by_core(repository: Path, spec: Spec, answer: Answer, request: Mapping[str, Array]) -> list[Expected]:
     """What the repository's core answers in this process."""
-    core = core_of(spec, answer)
-    session = open_session(repository / core.step / "1" / "model.onnx")
-    fed = spec.contract.feed(request, spec.contract.check(request), types(spec))
+    core, lengths = core_of(spec, answer), spec.contract.check(request)
+    session = open_session(core_file(spec, repository, core.step))
+    fed = spec.contract.feed(request, lengths, types(spec))
     (rows,) = run(session, fed, [answer.of.name])
+    if spec.reduce.where != "core":  # every row of each window, padded behind
+        rows = rows[np.arange(len(rows)), np.minimum(lengths, spec.model.window) - 1]
     return _expected(answer, rows, request)
 
 

@@ -109,7 +109,7 @@ def _check_published(spec: Spec, publish: bool) -> None:
         )
 
 
-@takes("spec", "checkpoint")
+@takes("spec", "checkpoint", "data", "learners", "network", "factory")
 def bench_peers(
     choice: Choice,
     quick: Annotated[bool, typer.Option("--quick", help="One round")] = False,

@@ -160,7 +160,8 @@ def _is_own(out: Path, model: str, files: Mapping[str, bytes]) -> bool:
     if said.is_file():
         return said.read_bytes().startswith(config.GENERATED.encode())
     for file in (out / model).glob("[0-9]*/*"):
-        core = file.name.startswith("model.onnx") and FINGERPRINT in metadata(file.with_name("model.onnx"))
+        stem, onnx, _ = file.name.partition(".onnx")
+        core = bool(onnx) and FINGERPRINT in metadata(file.with_name(stem + onnx))
         if file.is_file() and not core and file.read_bytes() != files.get(str(file.relative_to(out))):
             return False
     return True

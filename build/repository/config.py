@@ -21,6 +21,7 @@ from ensemble.tables import PREPROCESS, Step, Tensor
 
 # The first line of every configuration: it keeps people from editing what the next build writes again.
 GENERATED = "# Generated from the spec by `make repo`: change the spec, not this file.\n"
+SPINNING = "session.intra_op.allow_spinning"
 LENGTH_FILE = "length"  # a file in a step's warmup/ folder begins so, ends in a number, and has that number inside
 
 
@@ -76,6 +77,9 @@ def _core(spec: Spec, core: Core) -> ModelConfig:
     config.dynamic_batching.max_queue_delay_microseconds = step.queue_delay_us
     _queue(spec, config, step)
     _parameters(config, intra_op_thread_count=step.intra_op_threads)
+    if not step.spinning:
+        # As ONNX Runtime calls it. The native backend hands no such entry on; this project's own and the single layout do.
+        _parameters(config, **{SPINNING: 0})
     if step.device == "gpu":
         _accelerate(spec, config)
     _warmup(spec, config)

@@ -26,7 +26,7 @@ from build.bench.caller import (
 )
 from build.bench.cell import Cell
 from build.bench.ladder.local import BATCHES, Local, LocalError
-from build.bench.ladder.rung import Rung, candidates, in_int8, names, on_a_gpu, variants
+from build.bench.ladder.rung import Rung, candidates, in_int8, in_one_model, names, on_a_gpu, variants
 from build.bench.question import Question
 from build.bench.reply import Expected
 from build.bench.variant import NAIVE, Variant, build, naive_tensors, table
@@ -112,6 +112,9 @@ class Climb:
                 contest.lend(core, self.folder / "tuned", made["tuned"].spec)
             below = made.get("tuned", made["widths"]).spec
             made |= on_a_gpu(below) | {"int8": in_int8(below)}
+            if "single" in wanted:
+                made["single"] = in_one_model(below)
+                contest.lend(core, self.folder / "single", made["single"].spec)
             if isinstance(below, SequenceSpec) and not _has_lstm(core):
                 self.rungs = [_skipped(r, "the core has no LSTM") if r.variant == "int8" else r for r in self.rungs]
             for name in names(self.rungs):
@@ -351,6 +354,8 @@ def hops(spec: Spec, rung: Rung) -> dict[str, int]:
         return {"request": size(taken), "reply": size(answered)}
     if rung.part != "ensemble":
         return {"request": size(core.inputs), "reply": size([answer.of])}
+    if spec.serve.layout == "single":
+        return {"request": size(spec.requested), "reply": size(answer.tensors)}
     return {
         "request": size(spec.requested),
         "preprocess to core": size(core.inputs),

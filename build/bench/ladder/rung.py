@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from build.bench import reply
+from build.bench import machine, reply
 from build.bench.caller import Part
 from build.bench.variant import Variant, changed, in_int64
 from ensemble.errors import LastrowError
@@ -99,6 +98,7 @@ _LADDER = (
     Rung("11f", "GPU: core, CUDA graphs", "the same, captured", "gpu-onnxruntime", "graphs"),
     Rung("11f", "GPU: core, half precision", "the same in float16", "gpu-onnxruntime", "half"),
     Rung("12", "int8", "as rung 8, in whole widths; LSTM and products in 8 bits: answers a little off", None, "int8"),
+    Rung("13", "one model", 'as rung 8, with all steps in one model: serve.layout = "single"', None, "single"),
     Rung(FLOOR, "core over gRPC", "no Python steps: what the ensemble adds is above this", None, "tuned", part="core"),
     Rung(FLOOR, "ONNX Runtime in process", "no server: what serving adds is above this", local="onnxruntime"),
 )
@@ -115,13 +115,16 @@ def rungs(spec: Spec) -> tuple[Rung, ...]:
         ]
         floors = next(number for number, rung in enumerate(made) if rung.number == FLOOR)
         made.insert(floors, _picking(spec))
+    if spec.reduce.where != "core":
+        why = 'one model selects no row: it needs reduce.where = "core"'
+        made = [replace(r, skipped=r.skipped or why) if r.variant == "single" else r for r in made]
     words = spec.contract.words._asdict()
     return tuple(replace(r, name=r.name.format(**words), change=r.change.format(**words)) for r in made)
 
 
 def _picking(spec: SequenceSpec) -> Rung:
     """The rung that asks for some columns, where others ask for all."""
-    plain = Rung("13", "picked columns", "some columns and their ids in place of all", None, "tuned", picked=True)
+    plain = Rung("14", "picked columns", "some columns and their ids in place of all", None, "tuned", picked=True)
     answer = reply.picked(spec)
     if answer is None:
         return replace(plain, skipped="no other answer picks columns")
@@ -214,6 +217,7 @@ def variants(spec: Spec) -> dict[str, Variant]:
         steps__core={**plain, "queue_delay_us": SHORT_DELAY_US, "device": "cpu"},
         export__precision="float32",
         reduce__length_aware=True,
+        serve__layout="ensemble",
     )
     length = changed(widths, model__buckets=())
     int32 = changed(length, reduce__length_aware=False)
@@ -258,6 +262,11 @@ def on_a_gpu(spec: Spec) -> dict[str, Variant]:
     }
 
 
+def in_one_model(spec: Spec) -> Variant:
+    """The repository of rung 13; the spec is that of rung 8."""
+    return Variant(changed(spec, serve__layout="single"))
+
+
 def in_int8(spec: Spec) -> Variant:
     """The repository of rung 12; the spec is that of rung 8."""
     return Variant(changed(in_whole_widths(spec), export__precision="int8"))
@@ -277,21 +286,20 @@ def in_whole_widths(spec: Spec) -> Spec:
 
 def candidates(spec: Spec, quick: bool) -> list[Spec]:
     """Instances and threads that are worth a try here: the cores shared out to 1, 2, ... sessions, steps once and twice."""
-    cores = len(os.sched_getaffinity(0))
-    shares = [count for count in (1, 2, 4, 8) if cores % count == 0]
     if spec.steps.core.device == "gpu":
         spec = variants(spec)["widths"].spec
     return [
         changed(
             spec,
             steps__core__instances=count,
-            steps__core__intra_op_threads=cores // count,
+            steps__core__intra_op_threads=threads,
             steps__core__queue_delay_us=0,
             steps__preprocess__instances=steps,
             steps__postprocess__instances=steps,
+            serve__layout="ensemble",
             export__precision="float32",
         )
-        for count in shares
+        for count, threads in machine.shares()
         for steps in ((1,) if quick else (1, 2))
     ]
 

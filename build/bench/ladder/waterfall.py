@@ -17,17 +17,22 @@ PARTS = {
     "core": "#ccbb44",
     "postprocess": "#ee6677",
     "hand-over": "#aa3377",
+    "one model": "#222255",
 }
 MODEL = "#ccbb44"  # a local model is all core
 
 
 def named(parts: dict[str, float]) -> dict[str, float]:
-    """The parts in the picture's order; a naive deployment's only model counts as the core."""
+    """The parts in the picture's order; a naive deployment's only model counts as the core.
+
+    What has any other name is one model that does it all, which has the served model's.
+    """
     merged: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for name, ms in parts.items():
         # A step for each answer, and for answers about wanted columns a core each: postprocess_scores, core_scores.
         step = next((part for part in ("core", "postprocess") if name.startswith(f"{part}_")), name)
-        merged[{"naive": "core", "propose": "postprocess"}.get(step, step)] += ms
+        step = {"naive": "core", "propose": "postprocess"}.get(step, step)
+        merged[step if step in PARTS else "one model"] += ms
     return merged
 
 

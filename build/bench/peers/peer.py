@@ -1,4 +1,4 @@
-"""Peers: other servers with the same reduced core, each as its quick start has it."""
+"""Peers: other servers with the same reduced core, each as its quick start has it and as it serves best."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class PeerError(LastrowError):
 class Peer:
     """A server.
 
-    package: whose version counts. encodings: JSON is the quick start's, bytes what serves it best. paths: of each over HTTP.
-    sequences: whether it serves any sequence model, or knowledge tracing alone.
+    package: whose version counts. encodings: first the quick start's, then what serves it best. paths: of each over HTTP, in
+    which {name} is the model's.
     """
 
     name: str
@@ -28,12 +28,11 @@ class Peer:
     batching: str
     encodings: tuple[Encoding, ...] = ("JSON", "bytes")
     arguments: tuple[str, ...] = ()
-    paths: tuple[str, str] = ("/predict", "/predict")
-    sequences: bool = False
+    paths: tuple[str, ...] = ("/predict", "/predict")
 
 
 PEERS = (
-    Peer("FastAPI + uvicorn", "fastapi", "fastapi_server.py", "none of its own", sequences=True),
+    Peer("FastAPI + uvicorn", "fastapi", "fastapi_server.py", "none of its own"),
     Peer("LitServe", "litserve", "litserve_server.py", "max_batch_size=32, batch_timeout=0.001"),
     Peer(
         "BentoML",
@@ -41,6 +40,15 @@ PEERS = (
         "bentoml_server.py",
         "batchable=True, max_batch_size=32",
         paths=("/predict", "/predict_bytes"),
+    ),
+    Peer("Mosec", "mosec", "mosec_server.py", "max_batch_size=32, max_wait_time=10 and, as bytes, 1"),
+    Peer(
+        "KServe",
+        "kserve",
+        "kserve_server.py",
+        "none of its own",
+        encodings=("JSON", "gRPC"),
+        paths=("/v1/models/{name}:predict", ""),
     ),
     Peer("Ray Serve", "ray", "ray_server.py", "@serve.batch(max_batch_size=32, batch_wait_timeout_s=0)"),
     Peer("Ray Serve, no proxy", "ray", "ray_server.py", "as Ray Serve", arguments=("--direct",)),

@@ -8,28 +8,26 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import tritonclient.grpc as grpcclient
 from tritonclient.utils import triton_to_np_dtype
 
 from build import ROOT
 from build.bench import question, reply
 from build.bench.caller import Caller
-from build.bench.peers.caller import HttpPeer, PytritonPeer, SequencePeer
+from build.bench.peers.caller import GrpcPeer, HttpPeer
 from build.bench.peers.peer import Encoding, Peer, PeerError
 from build.bench.question import Question
 from build.server import free_ports, reaper
-from ensemble.knowledge_tracing import narrowed
-from ensemble.sequence import Sequence
+from ensemble.errors import ServingError
 from ensemble.spec import Spec
+from ensemble.tables import Tensor
 
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 SERVERS = Path(__file__).parent / "servers"
@@ -38,37 +36,28 @@ STARTING_S, STOPPING_S = 120.0, 20.0
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers. started_s: how long it took until then. connections: what connects to it, by encoding."""
+    """A server that answers. started_s: how long it took until then. connect: makes a connection to it."""
 
     started_s: float
     pid: int
-    connections: Mapping[Encoding, Callable[[], Caller]]
+    connect: Callable[[], Caller]
 
 
 @contextmanager
-def serving(peer: Peer, core: Path, spec: Spec, folder: Path) -> Iterator[Running]:
-    """A peer that answers, and whatever it starts: gone at the end.
+def serving(peer: Peer, encoding: Encoding, threads: int, core: Path, spec: Spec, folder: Path) -> Iterator[Running]:
+    """A peer that answers in one encoding, and whatever it starts: gone at the end.
 
-    core: the file, in a repository, from which it is copied.
+    threads: of one run of the core; 0: ONNX Runtime's own choice. core: the ONNX file.
 
     Raises:
         PeerError: it does not serve here.
     """
-    if isinstance(spec, Sequence) and not peer.sequences:
-        raise PeerError("measured for knowledge tracing alone")
     (port,) = free_ports(1)
-    command = [str(PYTHON), str(SERVERS / peer.file), "--core", str(core), "--port", str(port), "--threads", "0"]
-    command += [
-        "--window",
-        str(spec.model.window),
-        "--max-batch-size",
-        str(spec.batching.max_batch_size),
-        *peer.arguments,
-    ]
-    if isinstance(spec, Sequence):
-        about = folder / "sequence.json"
-        about.write_text(json.dumps(described(spec, core.parents[2])), encoding="utf-8")
-        command += ["--sequence", str(about)]
+    about = folder / "about.json"
+    about.write_text(json.dumps(described(spec, core)), encoding="utf-8")
+    command = [str(PYTHON), str(SERVERS / peer.file), "--about", str(about), "--port", str(port)]
+    command += ["--threads", str(threads), "--max-batch-size", str(spec.batching.max_batch_size)]
+    command += ["--encoding", encoding, *peer.arguments]
     log = folder / f"{re.sub(r'[^a-z]+', '_', peer.name.lower())}.log"
     mark = reaper.new_mark()
     began = time.perf_counter()
@@ -83,37 +72,38 @@ def serving(peer: Peer, core: Path, spec: Spec, folder: Path) -> Iterator[Runnin
         )
     try:
 
-        def connect(encoding: Encoding) -> Caller:
+        def connect() -> Caller:
             if encoding == "gRPC":
-                return PytritonPeer(port)
-            path = peer.paths[encoding == "bytes"]
-            if isinstance(spec, Sequence):
-                return SequencePeer(port, encoding, path, spec)
-            return HttpPeer(port, encoding, path, narrowed(spec).model.problems)
+                return GrpcPeer(port, spec)
+            path = peer.paths[peer.encodings.index(encoding)].format(name=spec.model.name)
+            return HttpPeer(port, encoding, path, spec)
 
-        _wait(process, lambda: connect(peer.encodings[0]), question.drawn(spec, [3])[0], log)
-        started = time.perf_counter() - began
-        connections = {encoding: partial(connect, encoding) for encoding in peer.encodings}
-        yield Running(started, process.pid, connections)
+        _wait(process, connect, question.drawn(spec, [3])[0], log)
+        yield Running(time.perf_counter() - began, process.pid, connect)
     finally:
         reaper.reap(mark, STOPPING_S)
         process.wait()
 
 
-def described(spec: Sequence, repository: Path) -> dict[str, Any]:
-    """What a peer has to know of a model: its contract, its chain, and what requests and the core's inputs are."""
+def described(spec: Spec, core: Path) -> dict[str, Any]:
+    """What a peer has to know of a model: its core, its contract, its chain, and what requests and answers are."""
     answer = reply.whole(spec)
-    kinds = {tensor.name: np.dtype(triton_to_np_dtype(tensor.dtype)).str for tensor in (*spec.requested, *spec.windows)}
     shapes = {**spec.contract.inputs, **spec.contract.contexts}
     steps = {name: [-1] if name in spec.contract.inputs else [] for name in shapes}
+
+    def kind(tensor: Tensor) -> str:
+        return np.dtype(triton_to_np_dtype(tensor.dtype)).str
+
     return {
-        "step": str((repository / answer.step / "1").resolve()),
+        "name": spec.model.name,
+        "package": str(ROOT / "ensemble"),
+        "core": str(core.resolve()),
         "contract": json.loads(spec.contract.dumps()),
         "chain": answer.chain,
-        "inputs": [(t.name, kinds[t.name], [*steps[t.name], *shapes[t.name].shape]) for t in spec.requested],
-        "core": {tensor.name: kinds[tensor.name] for tensor in spec.windows},
+        "inputs": [(t.name, kind(t), [*steps[t.name], *shapes[t.name].shape]) for t in spec.requested],
+        "types": {tensor.name: kind(tensor) for tensor in spec.windows},
         "output": answer.of.name,
-        "answers": [(t.name, "float" if t.dtype == "FP32" else "int", len(t.shape)) for t in answer.tensors],
+        "answers": [(tensor.name, kind(tensor), spec.dims(tensor)) for tensor in answer.tensors],
     }
 
 
@@ -131,7 +121,7 @@ def _wait(process: subprocess.Popen[bytes], connect: Callable[[], Caller], asked
         try:
             caller.ask([asked])
             return
-        except (OSError, http.client.HTTPException, PeerError, grpcclient.InferenceServerException) as e:
+        except (OSError, http.client.HTTPException, PeerError, ServingError) as e:
             reason = str(e)
         finally:
             caller.close()

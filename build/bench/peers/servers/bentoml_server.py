@@ -1,34 +1,26 @@
 """BentoML: a service that takes requests, and behind it one whose calls become batches.
 
-A batchable API takes one list and nothing else. For a learner's two lists the documentation on adaptive batching puts a
+A batchable API takes one list and nothing else. For a history's several lists the documentation on adaptive batching puts a
 wrapper service before it; the two run in processes of their own. A route has one encoding, so bytes have a second route.
 """
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import bentoml
-import numpy as np
 from bentoml.validators import ContentType
-from core import BYTES, LOOPBACK, Core, from_bytes, from_lists, parser, to_bytes
+from core import BYTES, LOOPBACK, Core, parser
 from pydantic import BaseModel
 
 
 class Settings(BaseModel):
     """What `bentoml serve --arg` passes on to the processes that import this file."""
 
-    core: str = ""
+    about: str = ""
     threads: int = 0
-    window: int = 512
     max_batch_size: int = 32
-
-
-class Answer(BaseModel):
-    """The answer as JSON."""
-
-    probabilities: list[float]
 
 
 SETTINGS = bentoml.use_arguments(Settings)
@@ -42,34 +34,35 @@ class Batches:
     """The core; what arrives while it runs is its next batch."""
 
     def __init__(self) -> None:
-        self._core = Core(SETTINGS.core, SETTINGS.threads, SETTINGS.window)
+        self._core = Core(SETTINGS.about, SETTINGS.threads)
 
     @bentoml.api(batchable=True, max_batch_size=SETTINGS.max_batch_size)
     def answer(self, histories: list[bytes]) -> list[bytes]:
         """As bytes in and out, which cost least between the processes."""
-        return [to_bytes(row) for row in self._core.answer([from_bytes(history) for history in histories])]
+        return [self._core.to_bytes(each) for each in self._core.answer([self._core.from_bytes(h) for h in histories])]
+
+    @bentoml.api(batchable=True, max_batch_size=SETTINGS.max_batch_size)
+    def answer_lists(self, histories: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As JSON has them."""
+        return [self._core.to_lists(each) for each in self._core.answer([self._core.from_lists(h) for h in histories])]
 
 
 @bentoml.service(logging=QUIET)
-class KnowledgeTracing:
+class Model:
     """POST /predict with JSON, POST /predict_bytes with bytes."""
 
     batches = bentoml.depends(Batches)
 
     @bentoml.api
-    async def predict(self, problem_ids: list[int], responses: list[int]) -> Answer:
-        """One learner as JSON."""
-        history = from_lists(problem_ids, responses).tobytes()
-        answer = (await self.batches.to_async.answer([history]))[0]
-        return Answer(probabilities=np.frombuffer(answer, "<f4").tolist())
+    async def predict(self, history: dict[str, Any], /) -> dict[str, Any]:
+        """One history as JSON."""
+        return (await self.batches.to_async.answer_lists([history]))[0]
 
     @bentoml.api
     async def predict_bytes(
         self, history: Annotated[bytes, ContentType(BYTES)], /
     ) -> Annotated[bytes, ContentType(BYTES)]:
-        """One learner as bytes."""
-        if history == b"{}":  # BentoML's reading of an empty body
-            history = b""
+        """One history as bytes."""
         return (await self.batches.to_async.answer([history]))[0]
 
 
@@ -77,13 +70,12 @@ def main() -> None:
     """Become `bentoml serve`."""
     given = parser().parse_args()
     options = {
-        "core": Path(given.core).resolve(),
+        "about": Path(given.about).resolve(),
         "threads": given.threads,
-        "window": given.window,
         "max_batch_size": given.max_batch_size,
     }
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
-    command = [sys.executable, "-m", "bentoml", "serve", f"{Path(__file__).stem}:KnowledgeTracing"]
+    command = [sys.executable, "-m", "bentoml", "serve", f"{Path(__file__).stem}:Model"]
     command += ["--working-dir", str(Path(__file__).parent), "--host", LOOPBACK, "--port", str(given.port)]
     command += [word for name, value in options.items() for word in ("--arg", f"{name}={value}")]
     os.execv(command[0], command)  # noqa: S606 (so that signals reach it)

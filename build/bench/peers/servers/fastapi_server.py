@@ -6,51 +6,22 @@ It has no batching: concurrent requests run the core side by side, one history e
 from typing import Annotated, Any
 
 import uvicorn
-from core import BYTES, LOOPBACK, Core, from_bytes, from_lists, parser, to_bytes
+from core import BYTES, LOOPBACK, Core, parser
 from fastapi import Body, FastAPI, Response
-from pydantic import BaseModel, create_model
-from sequence import SequenceCore
-
-
-class Learner(BaseModel):
-    """A history as JSON."""
-
-    problem_ids: list[int]
-    responses: list[int]
-
-
-class Answer(BaseModel):
-    """The answer as JSON."""
-
-    probabilities: list[float]
+from pydantic import create_model
 
 
 def application(core: Core) -> FastAPI:
     """POST /predict in both encodings."""
     app = FastAPI()
-
-    @app.post("/predict", response_model=Answer)
-    def predict(learner: Annotated[Learner | bytes, Body(default_factory=bytes)]) -> Any:
-        # FastAPI hands over a body as it came unless its Content-Type says JSON; an empty one is missing, to FastAPI.
-        if isinstance(learner, bytes):
-            return Response(to_bytes(core.answer([from_bytes(learner)])[0]), media_type=BYTES)
-        history = from_lists(learner.problem_ids, learner.responses)
-        return Answer(probabilities=core.answer([history])[0].tolist())
-
-    return app
-
-
-def sequence_application(core: SequenceCore) -> FastAPI:
-    """The same, of any sequence model."""
-    app = FastAPI()
-    fields: dict[str, Any] = {name: (kind, ...) for name, kind in core.answers.items()}
-    answered = create_model("Answered", **fields)
+    answered = create_model("Answered", **{name: (kind, ...) for name, kind in core.fields.items()})
 
     @app.post("/predict", response_model=answered)
-    def predict(history: Annotated[dict[str, Any] | bytes, Body(default_factory=bytes)]) -> Any:
+    def predict(history: Annotated[dict[str, Any] | bytes, Body()]) -> Any:
+        # FastAPI hands over a body as it came unless its Content-Type says JSON.
         if isinstance(history, bytes):
-            return Response(core.to_bytes(core.answer(core.from_bytes(history))), media_type=BYTES)
-        return answered(**core.to_lists(core.answer(core.from_lists(history))))
+            return Response(core.to_bytes(core.answer([core.from_bytes(history)])[0]), media_type=BYTES)
+        return answered(**core.to_lists(core.answer([core.from_lists(history)])[0]))
 
     return app
 
@@ -58,11 +29,7 @@ def sequence_application(core: SequenceCore) -> FastAPI:
 def main() -> None:
     """Serve until SIGTERM."""
     given = parser().parse_args()
-    if given.sequence:
-        app = sequence_application(SequenceCore(given.core, given.threads, given.sequence))
-    else:
-        app = application(Core(given.core, given.threads, given.window))
-    uvicorn.run(app, host=LOOPBACK, port=given.port, log_level="warning")
+    uvicorn.run(application(Core(given.about, given.threads)), host=LOOPBACK, port=given.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -11,25 +11,20 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
-from core import LOOPBACK, Core, parser
-from numpy.typing import NDArray
+from core import LOOPBACK, Array, Core, parser
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
-
-MODEL = "knowledge_tracing"
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     given = parser().parse_args()
-    core = Core(given.core, given.threads, given.window)
+    core = Core(given.about, given.threads)
 
     @batch
-    def answer(problem_ids: NDArray[np.int32], responses: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
-        lengths = np.count_nonzero(problem_ids >= 0, axis=1)
-        padded = np.stack((problem_ids, responses), axis=1)
-        return {"probabilities": core.answer([row[:, :length] for row, length in zip(padded, lengths, strict=True)])}
+    def answer(**tensors: Array) -> dict[str, Array]:
+        return core.to_batch(core.answer(core.from_batch(tensors)))
 
     _prefer("LD_LIBRARY_PATH", sysconfig.get_config_var("LIBDIR"))
     _prefer("PATH", str(Path(sys.executable).parent))
@@ -39,13 +34,16 @@ def main() -> None:
     config = TritonConfig(allow_http=False, allow_metrics=False, grpc_address=LOOPBACK, grpc_port=given.port)
     with Triton(config=config) as triton:
         triton.bind(
-            model_name=MODEL,
+            model_name=core.name,
             infer_func=answer,
             inputs=[
-                Tensor(name="problem_ids", dtype=np.int32, shape=(-1,)),
-                Tensor(name="responses", dtype=np.int32, shape=(-1,)),
+                Tensor(name=name, dtype=np.dtype(kind).type, shape=tuple(shape) or (1,), optional=core.may_miss(name))
+                for name, kind, shape in core.inputs
             ],
-            outputs=[Tensor(name="probabilities", dtype=np.float32, shape=(-1,))],
+            outputs=[
+                Tensor(name=name, dtype=np.dtype(kind).type, shape=tuple(shape) or (1,))
+                for name, kind, shape in core.answers
+            ],
             config=ModelConfig(max_batch_size=given.max_batch_size, batcher=DynamicBatcher()),
         )
         triton.serve()

@@ -17,48 +17,37 @@ from pathlib import Path
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import numpy as np
 import ray
-from core import BYTES, LOOPBACK, Core, History, from_bytes, from_lists, parser, to_bytes
-from numpy.typing import NDArray
-from pydantic import BaseModel
+from core import BYTES, LOOPBACK, Array, Core, History, parser
 from ray import serve
 from ray.serve._private import replica
 from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
-from starlette.responses import Response
-
-
-class Answer(BaseModel):
-    """The answer as JSON."""
-
-    probabilities: list[float]
+from starlette.responses import JSONResponse, Response
 
 
 @serve.deployment
-class KnowledgeTracing:
+class Model:
     """POST /predict in both encodings."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         # A replica has a gRPC server of its own, on every address, though none but the proxy beside it would ask it.
         listen = replica.add_port_to_grpc_server
         replica.add_port_to_grpc_server = lambda server, _: listen(server, f"{LOOPBACK}:0")
-        self._core = Core(given.core, given.threads, given.window)
+        self._core = Core(given.about, given.threads)
         self.answer.set_max_batch_size(given.max_batch_size)
 
     @serve.batch(batch_wait_timeout_s=0)
-    async def answer(self, histories: list[History]) -> list[NDArray[np.float32]]:
-        """All histories of a batch in one run, on a thread: the event loop goes on taking requests."""
-        return list(await asyncio.to_thread(self._core.answer, histories))
+    async def answer(self, histories: list[History]) -> list[list[Array]]:
+        """All histories of a batch, on a thread: the event loop goes on taking requests."""
+        return await asyncio.to_thread(self._core.answer, histories)
 
     async def __call__(self, request: Request) -> Response:
-        """One learner."""
+        """One history."""
         if request.headers["content-type"] == BYTES:
-            return Response(to_bytes(await self.answer(from_bytes(await request.body()))), media_type=BYTES)
-        learner = await request.json()
-        probabilities = await self.answer(from_lists(learner["problem_ids"], learner["responses"]))
-        answer = Answer(probabilities=probabilities.tolist())
-        return Response(answer.model_dump_json(), media_type="application/json")
+            answer = await self.answer(self._core.from_bytes(await request.body()))
+            return Response(self._core.to_bytes(answer), media_type=BYTES)
+        return JSONResponse(self._core.to_lists(await self.answer(self._core.from_lists(await request.json()))))
 
 
 def main() -> None:
@@ -66,7 +55,7 @@ def main() -> None:
     arguments = parser()
     arguments.add_argument("--direct", action="store_true", help="--port is the replica's own, not the proxy's")
     given = arguments.parse_args()
-    given.core = str(Path(given.core).resolve())
+    given.about = str(Path(given.about).resolve())
     port = given.port
     if given.direct:
         port = _free_port()
@@ -80,7 +69,7 @@ def main() -> None:
     try:
         serve.start(http_options={"host": LOOPBACK, "port": port})
         # Ray hands a replica 5 requests at a time unless told otherwise, and no batch would be larger.
-        app = KnowledgeTracing.options(max_ongoing_requests=2 * given.max_batch_size).bind(given)
+        app = Model.options(max_ongoing_requests=2 * given.max_batch_size).bind(given)
         serve.run(app, route_prefix="/predict", logging_config=LoggingConfig(enable_access_log=False))
         signal.pause()
     finally:

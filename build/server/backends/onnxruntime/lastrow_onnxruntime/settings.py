@@ -30,6 +30,7 @@ SESSION_PARAMETERS = {
     "enable_mem_arena",
     "enable_mem_pattern",
     "session.use_device_allocator_for_initializers",
+    "session.intra_op.allow_spinning",
     "memory.enable_memory_arena_shrinkage",
     "cuda_graph_batch_sizes",
     "io_binding",
@@ -99,6 +100,10 @@ def session_options(config):
     allocator = "session.use_device_allocator_for_initializers"
     if allocator in values:
         options.add_session_config_entry(allocator, values[allocator])
+    # The native backend hands this one on to nobody: an extension of this one, for threads that share cores with others.
+    spinning = "session.intra_op.allow_spinning"
+    if spinning in values:
+        options.add_session_config_entry(spinning, str(int(boolean(spinning, values[spinning]))))
     return options
 
 
