@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from build import ARTIFACTS
 from build.analyzer import page, profile, result, sweep, tuning
-from build.analyzer.profile import CORE_SWEEP, ENSEMBLE_SWEEP, SEED_DELAY_US, Endpoints, Part, Profile
+from build.analyzer.profile import CORE_SWEEP, ENSEMBLE_SWEEP, SEED_DELAY_US, SINGLE_SWEEP, Endpoints, Part, Profile
 from build.analyzer.result import Point, Setting
 from build.analyzer.sweep import Sweep, SweepError
 from build.bench import contest, origin, publication
@@ -22,15 +22,19 @@ from build.bench.contest import Contender
 from build.bench.question import steps
 from build.bench.variant import changed
 from build.progress import answers, bar, console
+from build.repository import assembly
 from build.repository.workspace import Workspace, named
 from ensemble.spec import Spec
+from ensemble.tables import Layout
 
 BEST_ROUNDS, BEST_TURN_S = 3, 0.6
+LAYOUT_SWEEPS = (ENSEMBLE_SWEEP, SINGLE_SWEEP)
+TITLES: dict[Part, str] = {"ensemble": "the ensemble", "single": "all steps in one model", "core": "the core"}
 BUDGET = 2.0  # times the present p99 with one caller
 
 
 def analyze(workspace: Workspace, quick: bool, running: Endpoints | None = None) -> list[Path]:
-    """Sweep ensemble and core, measure the best once more, and write analysis.json, report.html and the pictures.
+    """Sweep both layouts and the core, measure the best once more, and write analysis.json, report.html and the pictures.
 
     Args:
         quick: the ends of each axis.
@@ -45,13 +49,19 @@ def analyze(workspace: Workspace, quick: bool, running: Endpoints | None = None)
     folder, begun = _folder(workspace), origin.record()
     parts: dict[Part, list[Point]] = {}
     sweeps: list[Sweep] = []
-    for kind in (ENSEMBLE_SWEEP,) if running else (ENSEMBLE_SWEEP, CORE_SWEEP):
-        done, points = _sweep(workspace, kind, quick, running)
-        parts[kind.part] = points
-        sweeps.append(done)
+    if running is not None:
+        served = served_setting(running.url, workspace.spec)
+        kind = SINGLE_SWEEP if served.layout == "single" else ENSEMBLE_SWEEP
+        wanted = as_served(kind, served)
+        sweeps.append(_run(wanted, served.applied(workspace.spec), workspace.out, folder, running))
+        parts[kind.part] = result.read(sweeps[-1], served)
+    else:
+        sweeps += _sweep(workspace, (*LAYOUT_SWEEPS, CORE_SWEEP), quick)
+        parts = {done.profile.part: result.read(done) for done in sweeps}
     report = begun | _report(workspace, parts, running)
     if running is None:
-        report["best"] = _best(workspace, parts["ensemble"], folder)
+        swept = [point for kind in LAYOUT_SWEEPS for point in parts.get(kind.part, ())]
+        report["best"] = _best(workspace, swept, folder)
     report["files"] = [str(path.relative_to(folder)) for done in sweeps for path in _own(done)]
     publication.save(report, folder / "analysis.json")
     written = page.write(report, folder)
@@ -62,17 +72,19 @@ def analyze(workspace: Workspace, quick: bool, running: Endpoints | None = None)
     return [*written, folder / "analysis.json", *(done.results for done in sweeps)]
 
 
-def tune(workspace: Workspace, quick: bool, p99_ms: float | None, kind: Profile = ENSEMBLE_SWEEP) -> bool:
-    """Sweep the ensemble, choose by throughput under the budget, measure again, and write what gains.
+def tune(workspace: Workspace, quick: bool, p99_ms: float | None, kinds: Sequence[Profile] = LAYOUT_SWEEPS) -> bool:
+    """Sweep both layouts, choose by throughput under the budget, measure again, and write what gains.
+
+    Model Analyzer does not vary whether threads spin: each choice is measured again with both.
 
     Args:
         p99_ms: the budget; None for twice the present p99 with one caller.
-        kind: what is swept.
+        kinds: what is swept.
 
     Returns:
         Whether the spec was changed.
     """
-    _, points = _sweep(workspace, kind, quick)
+    points = [point for done in _sweep(workspace, kinds, quick) for point in result.read(done)]
     folder, spec = _folder(workspace) / "tuning", workspace.spec
     asked = profile.histories(spec)
     if p99_ms is None:
@@ -83,12 +95,10 @@ def tune(workspace: Workspace, quick: bool, p99_ms: float | None, kind: Profile 
     allowed = [p for p in points if p.setting.max_batch_size >= spec.batching.max_batch_size]
     chosen = result.best(allowed, p99_ms, page.SHOWN)
     answers().print(_table(f"chosen by throughput, p99 at most {p99_ms:.1f} ms", chosen, spec))
-    settings = {contest.setting(p.setting.applied(spec)): p.setting for p in chosen}
-    settings.pop(contest.setting(spec), None)
-    if not settings:
+    specs = contenders(spec, [point.setting for point in chosen])
+    if not specs:
         _say("the present configuration is the best that was found: nothing is changed")
         return False
-    specs = [setting.applied(spec) for setting in settings.values()]
     with bar("measure again, in turns") as update:
         present, *others = contest.run(
             [spec, *specs], workspace.checkpoint, folder, asked, tuning.ROUNDS, tuning.TURN_S, update, workspace.out
@@ -99,22 +109,51 @@ def tune(workspace: Workspace, quick: bool, p99_ms: float | None, kind: Profile 
     if not real:
         _say("no gain survived the second measurement: nothing is changed")
         return False
-    built = tuning.write(workspace, settings[contest.setting(real[0].contender.spec)], real[0])
+    built = tuning.write(workspace, real[0])
     _say(f"wrote {workspace.spec_file} and {len(built.changed)} files of {built.folder} (parity {built.parity:.1e})")
     return True
 
 
-def _sweep(
-    workspace: Workspace, kind: Profile, quick: bool, running: Endpoints | None = None
-) -> tuple[Sweep, list[Point]]:
-    served = None if running is None else served_setting(running.url, workspace.spec)
-    wanted = profile.fitted(kind, workspace.spec) if served is None else as_served(kind, served)
-    if quick and served is None:
-        wanted = profile.quick(wanted)
-    ready = sweep.prepare(wanted, workspace.spec, workspace.out, _folder(workspace), running)
-    with bar(f"sweep the {kind.part}") as update:
+def contenders(spec: Spec, settings: Sequence[Setting]) -> list[Spec]:
+    """The spec with each of these settings, its threads spinning and not where it has several; without the spec itself."""
+    found = {}
+    for setting in settings:
+        for spinning in (True, False):
+            made = replace(setting, spinning=spinning).applied(spec)
+            core = made.steps.core
+            # A lone thread, or a GPU's host, waits for nothing beside it.
+            if spinning == setting.spinning or (core.device == "cpu" and core.intra_op_threads != 1):
+                found[contest.setting(made)] = made
+    found.pop(contest.setting(spec), None)
+    return list(found.values())
+
+
+def _sweep(workspace: Workspace, kinds: Sequence[Profile], quick: bool) -> Iterator[Sweep]:
+    """Sweeps, one after the other, each of the workspace's repository or of one in its own layout, built beside.
+
+    A layout that the spec cannot have is passed over.
+    """
+    for kind in kinds:
+        layout: Layout = "single" if kind.part == "single" else "ensemble"
+        if layout == workspace.spec.serve.layout or workspace.spec.reduce.where == "core":
+            yield _swept(workspace, kind, layout, quick)
+
+
+def _swept(workspace: Workspace, kind: Profile, layout: Layout, quick: bool) -> Sweep:
+    spec, out, folder = workspace.spec, workspace.out, _folder(workspace)
+    if layout != spec.serve.layout:
+        spec, out = changed(spec, serve__layout=layout), folder / f"models-{layout}"
+        contest.lend(workspace.out, out, spec)
+        assembly.build(spec, workspace.checkpoint, out)
+    wanted = profile.fitted(kind, spec)
+    return _run(profile.quick(wanted) if quick else wanted, spec, out, folder)
+
+
+def _run(wanted: Profile, spec: Spec, out: Path, folder: Path, running: Endpoints | None = None) -> Sweep:
+    ready = sweep.prepare(wanted, spec, out, folder, running)
+    with bar(f"sweep {TITLES[wanted.part]}") as update:
         sweep.run(ready, update)
-    return ready, result.read(ready, served)
+    return ready
 
 
 def served_setting(url: str, spec: Spec) -> Setting:
@@ -125,9 +164,12 @@ def served_setting(url: str, spec: Spec) -> Setting:
     """
     try:
         with grpcclient.InferenceServerClient(url) as client:
-            return Setting.read({name: client.get_model_config(name).config for name in profile.steps(spec)})
-    except grpcclient.InferenceServerException as e:
-        raise SweepError(f"the server at {url} does not say what it serves: {e.message()}; check URL= and SPEC=") from e
+            whole = client.get_model_config(spec.model.name).config
+            steps = [step.model_name for step in whole.ensemble_scheduling.step]
+            return Setting.read({name: client.get_model_config(name).config for name in steps} or {whole.name: whole})
+    except (grpcclient.InferenceServerException, KeyError) as e:
+        said = e.message() if isinstance(e, grpcclient.InferenceServerException) else f"no step is called {e}"
+        raise SweepError(f"the server at {url} does not say what it serves: {said}; check URL= and SPEC=") from e
 
 
 def as_served(kind: Profile, served: Setting) -> Profile:
@@ -178,7 +220,9 @@ def _report(workspace: Workspace, parts: dict[Part, list[Point]], running: Endpo
         "version": importlib.metadata.version("triton-model-analyzer"),
         "url": running.url if running else None,
         "present": {
-            part: asdict(points[0].setting if running else Setting.of(spec, part)) for part, points in parts.items()
+            part: asdict(points[0].setting if running else Setting.of(spec, part))
+            for part, points in parts.items()
+            if running or part == spec.serve.layout or (part, spec.serve.layout) == ("core", "ensemble")
         },
         "sweeps": {part: [asdict(point) for point in points] for part, points in parts.items()},
         "best": [],

@@ -44,11 +44,11 @@ def write(found: dict[str, Any], folder: Path) -> list[Path]:
     words = {**Words()._asdict(), **found.get("words", {})}
     rate = f"{words['histories']} a second"
     sections: list[Section] = []
-    for part, title in ((CORE, "The core alone"), ("ensemble", "The ensemble")):
+    for part, title in ((CORE, "The core alone"), ("single", "All steps in one model"), ("ensemble", "The ensemble")):
         if part not in found["sweeps"]:
             continue
         points = [_point(row) for row in found["sweeps"][part]]
-        present = _setting(found["present"][part])
+        present = _setting(found["present"][part]) if part in found["present"] else None
         section = Section(title)
         figure = scatter(points, present, rate)
         written.append(_save(figure, folder / f"{part}.png"))
@@ -117,7 +117,7 @@ def _best(measured: list[dict[str, Any]], folder: Path, written: list[Path], his
     return section
 
 
-def scatter(points: Sequence[Point], present: Setting, rate: str) -> Figure:
+def scatter(points: Sequence[Point], present: Setting | None, rate: str) -> Figure:
     """Throughput against p99, one mark a measurement, coloured by the number of callers."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
@@ -203,7 +203,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 def _setting(row: dict[str, Any]) -> Setting:
     instances = tuple((name, count) for name, count in row["instances"])
-    return Setting(instances, row["queue_delay_us"], row["max_batch_size"], tuple(row["preferred"]))
+    return Setting(**{**row, "instances": instances, "preferred": tuple(row["preferred"])})
 
 
 def _point(row: dict[str, Any]) -> Point:

@@ -29,7 +29,7 @@ FOLDERS = ("models", "checkpoints", "results")
 TEMPLATE = "template.yaml.j2"
 LEARNERS = 32  # histories that perf_analyzer asks for in turns
 SEED_DELAY_US = 100_000  # where reports of a slow Triton start
-Part = Literal["ensemble", "core"]
+Part = Literal["ensemble", "single", "core"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Profile:
     Attributes:
         name: of the file in analyzer_configs/.
         title: its first line, in which {histories} are what the model calls them.
-        part: the model that is asked: the ensemble, or the core alone.
+        part: the model that is asked: the ensemble, the one that does all steps, or the core alone.
         search: Model Analyzer's run_config_search_mode.
         instances: of each step that is varied, processes or sessions.
         steps_varied: the Python steps whose instances are varied too.
@@ -85,6 +85,13 @@ CORE_SWEEP = Profile(
     delays=(0, 100, 500, 1000, SEED_DELAY_US),
     preferred=(4, 8),
     concurrency=(1, 4, 16),
+)
+SINGLE_SWEEP = replace(
+    ENSEMBLE_SWEEP,
+    name="single-sweep",
+    title="All steps in one model: its instances, batch size and queue delay, and the number of callers.",
+    part="single",
+    search="brute",
 )
 ENSEMBLE_LATENCY = replace(
     ENSEMBLE_SWEEP,
@@ -165,10 +172,11 @@ def quick(profile: Profile) -> Profile:
 
 
 def fitted(profile: Profile, spec: Spec) -> Profile:
-    """With instance counts up to this machine's cores, in powers of two, and the spec's own batch size among the others."""
+    """On the spec's device, with its own batch size among the others and instances up to this machine's cores, doubled."""
     cores = len(os.sched_getaffinity(0))
     return replace(
         profile,
+        gpu=spec.steps.core.device == "gpu",
         instances=tuple(count for count in (1, 2, 4, 8, 16) if count <= cores),
         batches=tuple(sorted({*profile.batches, spec.batching.max_batch_size})),
     )
@@ -193,7 +201,9 @@ def settings(spec: Spec, step: str) -> Step:
 
 
 def steps(spec: Spec) -> list[str]:
-    """The ensemble's composing models, in their order."""
+    """The ensemble's composing models, in their order; the core alone where one model, with its settings, does it all."""
+    if spec.serve.layout == "single":
+        return [CORE]
     return [step.model_name for step in config.repository(spec)[spec.model.name].ensemble_scheduling.step]
 
 
@@ -202,7 +212,7 @@ def points(profile: Profile, spec: Spec) -> int:
     grid = len(profile.concurrency) * len(profile.batches)
     for values in counts(profile, spec).values():
         grid *= len(values)
-    if profile.part == "core":
+    if profile.part != "ensemble":
         grid = len(profile.concurrency) * len(profile.batches) * len(profile.instances)
     return grid * (len(profile.delays) + len(profile.preferred))
 
@@ -234,7 +244,7 @@ def render(
     values["title"] = profile.title.format(**words)
     return environment.get_template(TEMPLATE).render(
         values,
-        model=spec.model.name if profile.part == "ensemble" else CORE,
+        model=CORE if profile.part == "core" else spec.model.name,
         steps=steps(spec),
         core=CORE,
         cores=[core.step for core in spec.cores],
@@ -279,10 +289,17 @@ def request(spec: Spec, part: Part, questions: Sequence[Question]) -> str:
     return json.dumps({"data": data}, separators=(",", ":")) + "\n"
 
 
+def of_layout(spec: Spec) -> Sequence[Profile]:
+    """The sweeps that a repository of the spec's layout can be asked for."""
+    return (SINGLE_SWEEP,) if spec.serve.layout == "single" else PROFILES
+
+
 def files(spec: Spec) -> dict[str, str]:
     """Everything in analyzer_configs/, by file name: what works from the repository's root as it is."""
-    found = {f"input-{part}.json": request(spec, part, histories(spec)) for part in ("ensemble", "core")}  # type: ignore[arg-type]
-    for profile in PROFILES:
+    kinds = of_layout(spec)
+    parts = dict.fromkeys(profile.part for profile in kinds)
+    found = {f"input-{part}.json": request(spec, part, histories(spec)) for part in parts}
+    for profile in kinds:
         paths = Paths(
             Path("models"),
             WORK / profile.name,
@@ -297,7 +314,7 @@ def write(spec: Spec) -> None:
 
     What somebody put there or changed there stays as it is.
     """
-    for profile in PROFILES:
+    for profile in of_layout(spec):
         for folder in FOLDERS:
             (ROOT / WORK / profile.name / folder).mkdir(parents=True, exist_ok=True)
     CONFIGS.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from build.analyzer.sweep import Sweep, SweepError
 from build.bench.variant import table
 from build.repository import config
 from ensemble.spec import Spec
-from ensemble.tables import CORE
+from ensemble.tables import CORE, Layout
 
 # The columns by Model Analyzer's headers; times are in milliseconds.
 CONCURRENCY, VARIANTS = "Concurrency", "Model Config Path"
@@ -32,22 +32,30 @@ class Setting:
         queue_delay_us: of the core.
         max_batch_size: of the core, and so of the ensemble.
         preferred: batch sizes that the core sends at once.
+        layout: of steps; of one model for all of them, instances are the core's.
+        spinning: whether the core's idle threads spin.
     """
 
     instances: tuple[tuple[str, int], ...]
     queue_delay_us: int
     max_batch_size: int
     preferred: tuple[int, ...] = ()
+    layout: Layout = "ensemble"
+    spinning: bool = True
 
     @classmethod
     def of(cls, spec: Spec, part: Part = "ensemble") -> Setting:
         """The spec's own."""
         models = config.repository(spec)
-        return cls.read(models if part == "ensemble" else {CORE: models[CORE]})
+        return cls.read({CORE: models[CORE]} if part == "core" else models)
 
     @classmethod
     def read(cls, models: dict[str, ModelConfig]) -> Setting:
-        """From configurations by step; an ensemble among them is passed over."""
+        """From configurations by step, an ensemble among them is passed over; or of the one model that does it all."""
+        layout: Layout = "ensemble" if CORE in models else "single"
+        if layout == "single":
+            ((_, model),) = models.items()
+            models = {CORE: model}
         core = models[CORE]
         counted = [
             (name, sum(group.count for group in model.instance_group) or 1)
@@ -57,7 +65,10 @@ class Setting:
         batching = core.dynamic_batching
         # A server that is asked names the largest batch as preferred where nothing is.
         preferred = tuple(size for size in batching.preferred_batch_size if size != core.max_batch_size)
-        return cls(tuple(counted), batching.max_queue_delay_microseconds, core.max_batch_size, preferred)
+        spinning = config.spinning(core)
+        return cls(
+            tuple(counted), batching.max_queue_delay_microseconds, core.max_batch_size, preferred, layout, spinning
+        )
 
     def applied(self, spec: Spec) -> Spec:
         """The spec with these values. Sessions side by side share the machine's cores out: together they have no more."""
@@ -66,16 +77,21 @@ class Setting:
             if name in changed["steps"]:  # others have their instances from one of these: see `profile.settings`
                 changed["steps"][name]["instances"] = count
         core = changed["steps"][CORE]
-        core["queue_delay_us"] = self.queue_delay_us
+        core |= {"queue_delay_us": self.queue_delay_us, "spinning": self.spinning}
         if core["device"] == "cpu":
             cores = len(os.sched_getaffinity(0))
             core["intra_op_threads"] = 0 if core["instances"] == 1 else max(cores // core["instances"], 1)
         changed["batching"]["max_batch_size"] = self.max_batch_size
+        changed["serve"]["layout"] = self.layout
         return Spec.model_validate(changed)
 
     def __str__(self) -> str:
         steps = ", ".join(f"{name} x {count}" for name, count in self.instances)
         batch = f"batch {self.max_batch_size}" + (f", {self.preferred[0]} preferred" if self.preferred else "")
+        if self.layout == "single":
+            steps = f"one model x {dict(self.instances)[CORE]}"
+        if not self.spinning:
+            steps += ", threads that do not spin"
         return f"{steps}, delay {self.queue_delay_us / 1e3:g} ms, {batch}"
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tomlkit
 
 from build import aside
-from build.analyzer.result import Setting
 from build.bench import contest, machine
 from build.bench.contest import Contender
+from build.bench.variant import table
 from build.repository import assembly as repository
 from build.repository.workspace import Workspace
 from ensemble.errors import LastrowError
@@ -63,7 +63,7 @@ def record(gain: Gain) -> dict[str, Any]:
     }
 
 
-def write(workspace: Workspace, setting: Setting, gain: Gain) -> repository.Built:
+def write(workspace: Workspace, gain: Gain) -> repository.Built:
     """Write the choice into the spec and bring its repository up to date, the parity gate included; or change neither.
 
     Raises:
@@ -73,11 +73,8 @@ def write(workspace: Workspace, setting: Setting, gain: Gain) -> repository.Buil
     spec_file = workspace.spec_file
     try:
         document = tomlkit.parse(spec_file.read_text(encoding="utf-8"))
-        wanted = gain.contender.spec.model_dump(mode="json", exclude_none=True)
-        for step, values in wanted["steps"].items():
-            for key, value in values.items():
-                _set(document, ("steps", step, key), value)
-        _set(document, ("batching", "max_batch_size"), setting.max_batch_size)
+        for path, value in _changed(table(workspace.spec), table(gain.contender.spec)):
+            _set(document, path, value)
         for key, value in record(gain).items():
             _set(document, ("tuned", key), value)
         with aside.beside(spec_file) as folder:
@@ -88,6 +85,15 @@ def write(workspace: Workspace, setting: Setting, gain: Gain) -> repository.Buil
     except OSError as e:
         raise TuningError(f"cannot write the spec {spec_file}: {e.strerror} ({e.filename})") from e
     return built
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What a table has other than before, by its path of keys."""
+    for key, value in after.items():
+        if isinstance(value, dict):
+            yield from (((key, *path), found) for path, found in _changed(before.get(key) or {}, value))
+        elif key not in before or before[key] != value:
+            yield (key,), value
 
 
 def _set(document: Any, path: Sequence[str], value: object) -> None:

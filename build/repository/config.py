@@ -54,6 +54,15 @@ def to_text(config: ModelConfig) -> str:
     return GENERATED + text_format.MessageToString(config, use_index_order=True)
 
 
+def spinning(model: ModelConfig) -> bool:
+    """Whether idle threads of a core, or of the one model that does it all, are told to spin."""
+    parameters = {key: value.string_value for key, value in model.parameters.items()}
+    if "steps" in parameters:
+        first, *_ = json.loads(parameters["steps"])["cores"]
+        parameters = {key: value["string_value"] for key, value in first["parameters"].items()}
+    return parameters.get(SPINNING) != "0"
+
+
 def _preprocess(spec: Spec) -> ModelConfig:
     config = _python_step(spec, PREPROCESS, spec.steps.preprocess)
     config.input.extend(_requested(spec, tensor) for tensor in spec.requested)

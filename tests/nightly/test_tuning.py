@@ -13,7 +13,7 @@ from tests.integration.test_analyzer import SHORT
 
 def test_a_bad_spec_is_tuned(workspace: Workspace):
     short = dataclasses.replace(SHORT, concurrency=(2, 4), steps_varied=())
-    assert analysis.tune(workspace, quick=True, p99_ms=None, kind=short)
+    assert analysis.tune(workspace, quick=True, p99_ms=None, kinds=(short,))
     tuned = Spec.read(workspace.spec_file)
     assert tuned.steps.core.queue_delay_us < profile.SEED_DELAY_US
     assert tuned.tuned is not None

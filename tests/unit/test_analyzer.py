@@ -308,7 +308,7 @@ def test_the_choice_is_written_into_spec_and_repository(workspace: Workspace):
     comments = re.findall(r"#.*", workspace.spec_file.read_text())
     setting = dataclasses.replace(SETTING, queue_delay_us=100, max_batch_size=8)
     tuned = setting.applied(workspace.spec)
-    tuning.write(workspace, setting, gain((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), tuned))
+    tuning.write(workspace, gain((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), tuned))
     read = Spec.read(workspace.spec_file)
     assert Setting.of(read) == setting
     assert read.tuned is not None
@@ -323,7 +323,7 @@ def test_a_choice_that_cannot_be_built_leaves_the_spec_as_it_was(workspace: Work
     before = workspace.spec_file.read_bytes()
     missing = dataclasses.replace(workspace, checkpoint=workspace.spec_file.with_name("none.pt"))
     with pytest.raises(LastrowError, match=r"none\.pt"):
-        tuning.write(missing, SETTING, gain((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), SETTING.applied(workspace.spec)))
+        tuning.write(missing, gain((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), SETTING.applied(workspace.spec)))
     assert workspace.spec_file.read_bytes() == before
     assert not workspace.out.exists()
     assert {path.name for path in workspace.spec_file.parent.iterdir()} == {"spec.toml"}

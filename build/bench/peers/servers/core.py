@@ -1,8 +1,8 @@
 """What every peer does alike, whatever it serves: reads histories, runs the core on a batch of them, writes answers.
 
 The peers differ in how requests reach this and how they become batches, and in nothing else. They run in an environment
-without lastrow. What a request has to be, what the core gets of it and how an answer is made come from lastrow's own contract
-and chain all the same, which need numpy alone.
+without lastrow. What a request has to be, what the core gets of it and how an answer is made come from lastrow's own
+contract and chain all the same, which need numpy alone.
 """
 
 from __future__ import annotations
