@@ -101,9 +101,9 @@ inspect: $(SETUP) ## say what a model takes and answers, and write a spec of it 
 precision: $(SETUP) ## AUC of the core in float32, float16 and int8, on unseen learners [NETWORK= SPEC= CHECKPOINT= DATA= LEARNERS=]
 	@$(BIN)/python -m build precision $(MODEL)
 
-evaluate: $(SETUP) ## train on folds, score the last one offline and served [DATA= LEARNERS= NETWORKS=dkt,transformer BUDGET= SAMPLE=]
-	@$(BIN)/python -m build evaluate --data '$(DATA)' $(if $(LEARNERS),--learners '$(LEARNERS)') \
-		$(if $(NETWORKS),--networks '$(NETWORKS)') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SAMPLE),--sample $(SAMPLE))
+evaluate: $(SETUP) ## train, and score what was held out: served, by PyTorch, by something simpler [DATA= LEARNERS= NETWORK= or NETWORKS=dkt,transformer BUDGET= SAMPLE=]
+	@$(BIN)/python -m build evaluate $(if $(DATA),--data '$(DATA)') $(if $(LEARNERS),--learners '$(LEARNERS)') \
+		$(if $(or $(NETWORKS),$(NETWORK)),--networks '$(or $(NETWORKS),$(NETWORK))') $(if $(BUDGET),--budget $(BUDGET)) $(if $(SAMPLE),--sample $(SAMPLE))
 
 lint-config: $(SETUP) ## find settings of a model repository that do nothing or harm [OUT=folder, anyone's]
 	@$(BIN)/python -m ensemble lint '$(or $(OUT),models)'

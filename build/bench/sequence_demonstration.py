@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
+from build.bench import quality
 from build.bench.demonstration import interleave
+from build.bench.quality import apart
 from build.core.inference import Inference
 from build.core.parity import tolerance
+from build.model.trial import Trial
 from build.progress import answers, bar
 from build.repository.workspace import Workspace
 from build.server import Server
@@ -22,7 +25,7 @@ from ensemble.errors import LastrowError
 from ensemble.sample import draw
 from ensemble.sequence import Sequence
 
-SHOWN = 3  # columns or numbers of an answer
+SHOWN = 3  # numbers of an answer; of ids, all
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,15 @@ def drawn(spec: Sequence) -> dict[str, dict[str, np.ndarray]]:
 
 
 def demonstrate(
-    workspace: Workspace, spec: Sequence, author: Inference, requests: Mapping[str, Mapping[str, np.ndarray]]
+    workspace: Workspace,
+    spec: Sequence,
+    author: Inference,
+    requests: Mapping[str, Mapping[str, np.ndarray]],
+    trial: Trial | None = None,
 ) -> list[Row]:
     """Serve the workspace's repository, ask for every history, compare, print, stop the server.
+
+    trial: what was held out of the training; where there is something, how well that is answered is printed too.
 
     Raises:
         LastrowError: the server did not start, or an answer is not the model's.
@@ -69,7 +78,11 @@ def demonstrate(
             for done, (name, request) in enumerate(requests.items()):
                 update(done / len(requests), name)
                 rows.append(measure(client, author, name, request))
-    show(rows, spec, author)
+        show(rows, spec, author)
+        if trial is not None:
+            with bar("ask for what was held out") as update:
+                found = quality.measure(client, author, trial, update)
+            quality.show(found)
     worst = max(row.difference for row in rows)
     key, allowed = tolerance(spec)
     if not worst <= allowed:
@@ -94,7 +107,7 @@ def measure(client: Client, author: Inference, name: str, request: Mapping[str, 
         made = spec.answers[spec.answer.index(each)]
         expected = answer(made.chain, of, asked)
         for tensor, array in zip(made.tensors, expected, strict=True):
-            worst = max(worst, _apart(got[tensor.name], array[0], of[0]))
+            worst = max(worst, apart(got[tensor.name], array[0], of[0]))
     first = wanted[0]
     served_ms, local_ms = interleave(
         lambda: client.predict(dict(request), answers=[first.name]), lambda: author.rows(asked)
@@ -103,25 +116,11 @@ def measure(client: Client, author: Inference, name: str, request: Mapping[str, 
     return Row(name, steps, _said([got[tensor] for tensor in first.names]), worst, served_ms, local_ms)
 
 
-def _apart(got: np.ndarray, expected: np.ndarray, row: np.ndarray) -> float:
-    """How far two tensors are apart, as a part of the largest number; ids, by the numbers that the row has there."""
-    if expected.dtype.kind == "i":
-        kept = expected[expected >= 0]
-        if len(got) != len(kept):
-            return float("inf")
-        got, expected = row[got], row[kept]
-    elif got.shape != expected.shape:
-        got, expected = got.reshape(-1), expected.reshape(-1)[: got.size]
-    return float(np.abs(got - expected).max(initial=0.0) / max(float(np.abs(expected).max(initial=0.0)), 1e-6))
-
-
 def _said(tensors: Iterable[np.ndarray]) -> str:
-    """The first numbers of an answer."""
+    """Every id with its number, or the first numbers of another answer."""
     ids, *values = tensors
     if values:
-        return ", ".join(
-            f"{number} ({value:.3g})" for number, value in zip(ids[:SHOWN], values[0][:SHOWN], strict=True)
-        )
+        return ", ".join(f"{number} ({value:.3g})" for number, value in zip(ids, values[0], strict=True))
     flat = np.asarray(ids).reshape(-1)
     return ", ".join(f"{value:.3g}" for value in flat[:SHOWN]) + (", ..." if flat.size > SHOWN else "")
 

@@ -18,6 +18,8 @@ from ensemble.errors import LastrowError
 from ensemble.sequence import Sequence
 from ensemble.spec import Spec
 
+HELD = 200  # requests held out of the training, of which a demonstration says how well they are answered
+
 
 @takes("spec", "checkpoint", "out", "data", "learners", "network", "device", "layout")
 def demo(choice: Choice) -> None:
@@ -44,9 +46,14 @@ def _demonstrate(workspace: Workspace, spec: Sequence) -> None:
     from build.model import preset
 
     model = None if spec.network.type == "onnx" else checkpoints.load(workspace.checkpoint, spec)
-    trained = spec.network.type in preset.KINDS
-    requests = preset.of(spec, workspace.data, workspace.learners).requests() if trained else drawn(spec)
-    demonstrate(workspace, spec, Inference.of(model, workspace.checkpoint, spec), requests)
+    author = Inference.of(model, workspace.checkpoint, spec)
+    if spec.network.type not in preset.KINDS:
+        demonstrate(workspace, spec, author, drawn(spec))
+        return
+    kind = preset.of(spec, workspace.data, workspace.learners)
+    # What somebody's own weights were trained on, nobody here knows.
+    trial = None if workspace.checkpoint_given and workspace.data is None else kind.trial(HELD)
+    demonstrate(workspace, spec, author, kind.requests(), trial)
 
 
 @takes("spec", "checkpoint", "data", "learners", "network", "factory")

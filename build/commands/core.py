@@ -10,6 +10,7 @@ import typer
 from build.commands.options import Choice, takes
 from build.progress import bar, say
 from ensemble.knowledge_tracing import narrowed
+from ensemble.sequence import Sequence
 
 
 def reduce(
@@ -56,23 +57,35 @@ def reduce(
 @takes("spec", "checkpoint", "data", "learners", "network")
 def precision(
     choice: Choice,
-    sample: Annotated[int, typer.Option("--sample", min=100, help="Predictions, drawn at random")] = 4000,
+    sample: Annotated[int, typer.Option("--sample", min=100, help="Requests that were held out, at random")] = 4000,
 ) -> None:
-    """What a lower precision costs: AUC of the core in float32, float16 and int8 on learners that the model has not seen."""
+    """What a lower precision costs, on what was held out of the training: in AUC, or as the preset is measured."""
     from build.core.accuracy import cost
+    from build.model import evaluation, preset
     from build.model.training import split
     from build.repository import preparation
 
     workspace = choice.open()
+    spec = workspace.spec
+    kind = preset.of(spec, workspace.data, workspace.learners) if isinstance(spec, Sequence) else None
     preparation.train_if_missing(workspace)
     with bar("precision") as update:
-        _, test = split(workspace.folds())
-        found = cost(narrowed(workspace.spec), workspace.checkpoint, test, sample, update)
-    single = found["float32"]
-    print(f"{workspace.spec.network.type}, {single.predictions:,} predictions: AUC {single.auc:.5f} in float32")
-    for name in [name for name in found if name != "float32"]:
-        lower = found[name]
-        print(
-            f"  {lower.auc:.5f} in {name} ({lower.auc - single.auc:+.1e}); probabilities differ by "
-            f"{lower.largest_difference:.1e} at most"
-        )
+        if kind is not None:
+            trial = kind.trial(sample)
+        else:
+            _, test = split(workspace.folds())
+            trial = evaluation.trial(test, sample, narrowed(spec))
+        found = cost(spec, workspace.checkpoint, trial, update)
+    single = found["float32"].worth
+    print(f"{spec.network.type}: {trial.title}, {len(trial.requests):,} requests")
+    for name, each in found.items():
+        if not each.worth:
+            print(f"  {name}: {each.refused}")
+            continue
+        told = [f"{what} {value:.5f} ({value - single[what]:+.1e})" for what, value in each.worth.items()]
+        if name == "float32":
+            print(f"  {name}: {', '.join(f'{what} {value:.5f}' for what, value in single.items())}")
+            continue
+        print(f"  {name}: {', '.join(told)}; off float32 by {each.largest_difference:.1e} at most")
+        if each.refused is not None:
+            print(f"    too far off for this spec: {each.refused}, so that `make repo` builds no such core")

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from build.commands import repository
 from build.commands.options import Choice, takes
-from build.model.next_item.histories import History
 from build.progress import bar, say
 from build.repository import preparation
-from build.repository.workspace import PRESETS, Workspace
+from build.repository.workspace import NETWORKS, PRESETS, Workspace
 from ensemble.errors import LastrowError
 from ensemble.knowledge_tracing import narrowed
 
-EVALUATION_TRAINING_S = 300.0
+EVALUATION_TRAINING_S, EVALUATION_SAMPLE = 300.0, 4000
 
 
 @takes("spec", "checkpoint", "data", "learners", "network")
@@ -41,12 +38,9 @@ def train(
     print(f"spec       {workspace.spec_file}")
 
 
-@takes("learners")
+@takes("data", "learners")
 def evaluate(
     choice: Choice,
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder of fold*.csv with real learners; the last fold is the test")
-    ],
     networks: Annotated[
         str, typer.Option("--networks", help="Which reference architectures, comma-separated")
     ] = "dkt,transformer",
@@ -54,27 +48,70 @@ def evaluate(
         float, typer.Option("--budget", min=1.0, help="Seconds of training, each")
     ] = EVALUATION_TRAINING_S,
     sample: Annotated[
-        int, typer.Option("--sample", min=0, help="Predictions asked of the server, at random; 0: all")
-    ] = 4000,
+        int | None, typer.Option("--sample", min=0, help="Requests to the server, at random; 0: all [default: 4000]")
+    ] = None,
 ) -> None:
-    """Train on all folds but the last, predict the last one offline and through the server, and compare."""
+    """Train, and score what was held out, by PyTorch and through the server; of knowledge tracing, the last fold."""
+    names = [name.strip() for name in networks.split(",") if name.strip()]
+    kinds = {name in PRESETS for name in names}
+    if len(kinds) != 1:
+        raise LastrowError(
+            f"--networks {networks}: give either some of {', '.join(NETWORKS)} or some of {', '.join(PRESETS)}; they learn "
+            "from data of different kinds"
+        )
+    if choice.data is None and kinds == {False}:
+        raise LastrowError("give DATA=folder of fold*.csv with real learners (--data); the last fold is the test")
+    asked = EVALUATION_SAMPLE if sample is None else sample or None
+    if True in kinds:
+        for name in names:
+            _evaluate_preset(_apart(replace(choice, network=name)), budget, asked)
+    else:
+        _evaluate_learners([_apart(replace(choice, network=name)) for name in names], budget, asked)
+
+
+def _apart(choice: Choice) -> Workspace:
+    """Its workspace, beside what `make train` took its time for."""
+    workspace = choice.open()
+    folder = workspace.checkpoint.parent / "evaluation"
+    return replace(workspace, checkpoint=folder / workspace.checkpoint.name, out=folder / workspace.out.name)
+
+
+def _evaluate_preset(workspace: Workspace, budget: float, sample: int | None) -> None:
+    """Whatever a preset holds out: through the server, by PyTorch, and by something simpler."""
+    from build.bench import quality
+    from build.core.inference import Inference
+    from build.model import checkpoint as checkpoints
+    from build.model import preset
+    from build.server import Server
+    from ensemble.client import Client
+    from ensemble.sequence import Sequence as SequenceSpec
+
+    spec = workspace.spec
+    assert isinstance(spec, SequenceSpec)
+    trial = preset.of(spec, workspace.data, workspace.learners).trial(sample)  # before what takes minutes
+    preparation.train(workspace, budget)
+    repository.build(workspace)
+    author = Inference.of(checkpoints.load(workspace.checkpoint, spec), workspace.checkpoint, spec)
+    with ExitStack() as stack:
+        update = stack.enter_context(bar(f"evaluate {spec.model.name}"))
+        server = stack.enter_context(Server(workspace.out))
+        client = stack.enter_context(Client(server.grpc_url, spec=spec))
+        found = quality.measure(client, author, trial, update)
+    quality.show(found)
+    say(f"wrote {found.save(workspace.checkpoint.with_name('evaluation.json'))}")
+
+
+def _evaluate_learners(workspaces: Sequence[Workspace], budget: float, sample: int | None) -> None:
+    """Knowledge tracing: every response of learners whom the model has not seen."""
     from build.model import checkpoint as checkpoints
     from build.model import evaluation
     from build.model.training import split
     from build.server import Server
     from ensemble.client import Client
 
-    names = networks.split(",")
-    if all(name in PRESETS for name in names):
-        for name in names:
-            _evaluate_ranking(replace(choice, data=data, network=name).open(), budget)
-        return
     done, curves = [], {}
-    for name in names:
-        workspace = replace(choice, data=data, network=name).open()
-        # Beside what `make train` took its time for.
-        folder = workspace.checkpoint.parent / "evaluation"
-        workspace = replace(workspace, checkpoint=folder / workspace.checkpoint.name, out=folder / workspace.out.name)
+    for workspace in workspaces:
+        name = workspace.spec.network.type
         preparation.train(workspace, budget)
         repository.build(workspace)
         training, test = split(workspace.folds())
@@ -84,53 +121,10 @@ def evaluate(
             server = stack.enter_context(Server(workspace.out))
             client = stack.enter_context(Client(server.grpc_url, spec=workspace.spec))
             found, labels, probabilities = evaluation.evaluate(
-                model, client, training, test, narrowed(workspace.spec), sample or None, update
+                model, client, training, test, narrowed(workspace.spec), sample, update
             )
         done.append(found)
         curves[name] = labels, probabilities
     evaluation.show(done)
-    for path in evaluation.save(done, curves, folder.parent.parent):
+    for path in evaluation.save(done, curves, workspaces[0].checkpoint.parents[2]):
         say(f"wrote {path}")
-
-
-def _evaluate_ranking(workspace: Workspace, budget: float) -> None:
-    """Train a next-item preset, and score the last item of every user: served, by PyTorch, and by popularity."""
-    from build.model import checkpoint as checkpoints
-    from build.model.next_item import evaluation, network
-    from build.model.next_item.preset import NextItem
-    from build.server import Server
-    from ensemble.client import Client
-    from ensemble.sequence import Sequence
-
-    folder = workspace.checkpoint.parent / "evaluation"
-    workspace = replace(workspace, checkpoint=folder / workspace.checkpoint.name, out=folder / workspace.out.name)
-    preparation.train(workspace, budget)
-    repository.build(workspace)
-    spec = workspace.spec
-    assert isinstance(spec, Sequence)
-    if "next_items" not in [each.name for each in spec.answer]:
-        raise LastrowError(f"{workspace.spec_file} has no answer next_items, whose ranking is scored")
-    training, _, held = NextItem(spec, workspace.data, workspace.learners).split()
-    model = checkpoints.load(workspace.checkpoint, spec)
-    assert isinstance(model, network.Network)
-    (ids,) = spec.history
-    with ExitStack() as stack:
-        stack.enter_context(bar(f"evaluate {spec.model.name}"))
-        server = stack.enter_context(Server(workspace.out))
-        client = stack.enter_context(Client(server.grpc_url, spec=spec))
-        tensor = next(each for each in spec.answer if each.name == "next_items").names[0]
-
-        def served(histories: SequenceOf[History]) -> np.ndarray:
-            asked = [{ids: history.item_ids} for history in histories]
-            return np.stack([each[tensor] for each in client.predict(asked, answers=["next_items"])])
-
-        local = evaluation.local(model, spec.model.window)
-        scores = {
-            "served": evaluation.score(served, held),
-            "PyTorch": evaluation.score(local, held),
-            "popularity": evaluation.score(evaluation.popularity(training, spec.sizes["items"]), held),
-        }
-        histories = [each.history for each in held]
-        same = float((served(histories) == local(histories)).all(1).mean())
-    evaluation.show(scores)
-    say(f"{same:.2%} of the users have the same ten items in the same order, served and by PyTorch")

@@ -48,7 +48,7 @@ def make(spec: Spec, checkpoint: Path, path: Path) -> Core:
         save(full.model, full_file)
         update(0.7, "reduce")
         if isinstance(spec, Sequence):
-            reduction, cut_model = _cut_sequence(full, spec)
+            reduction, cut_model = cut_sequence(full, spec)
         else:
             reduction = cut(full.model, narrowed(spec)) if spec.reduce.where == "core" else None
             cut_model = full.model.clone() if reduction is None else reduction.model
@@ -96,7 +96,7 @@ def _columns(core: ir.Model, of: specs.Core, spec: Spec) -> ir.Model:
     return widen(lower(finish(model), spec.export.precision), spec)
 
 
-def _cut_sequence(full: Full, spec: Sequence) -> tuple[Reduction | None, ir.Model]:
+def cut_sequence(full: Full, spec: Sequence) -> tuple[Reduction | None, ir.Model]:
     """The full model reduced to the wanted row, and the core; without a reduction where the model has one row already."""
     index = spec.index_source
     select: Select = "own"

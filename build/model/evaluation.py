@@ -18,6 +18,7 @@ from rich.table import Table
 
 from build.model.network import Network
 from build.model.training import auc, next_logits, problem_means
+from build.model.trial import Trial, chosen
 from build.progress import answers
 from ensemble.client import Client
 from ensemble.contract import pad
@@ -181,6 +182,27 @@ def evaluate(
         largest_difference=float(np.abs(answered - alone[chosen]).max()),
     )
     return evaluation, labels, alone
+
+
+def trial(histories: Sequence[History], sample: int | None, spec: KnowledgeTracing) -> Trial:
+    """Responses of learners that the model has not seen, each from what came before it, judged by their AUC."""
+    pairs = [(number, position) for number, h in enumerate(histories) for position in range(1, len(h))]
+    pairs = [pairs[n] for n in chosen(len(pairs), sample)]
+    labels = np.array([histories[number].responses[position] for number, position in pairs])
+    wanted = [histories[number].problem_ids[position] for number, position in pairs]
+    names = spec.tensors.problem_ids.name, spec.tensors.responses.name
+    requests = []
+    for number, end in pairs:
+        history = histories[number]
+        requests.append(dict(zip(names, (history.problem_ids[:end], history.responses[:end]), strict=True)))
+    return Trial(
+        f"{len(pairs):,} responses of {len(histories):,} learners",
+        requests,
+        spec.tensors.probabilities.name,
+        lambda number, row: row[wanted[number]],  # a logit ranks as its probability does
+        lambda answers: {"AUC": auc(labels, np.array(answers))},
+        {},
+    )
 
 
 def show(evaluations: Sequence[Evaluation]) -> None:

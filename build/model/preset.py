@@ -11,6 +11,7 @@ from torch import nn
 
 from build.model.forecast.preset import Forecast
 from build.model.next_item.preset import NextItem
+from build.model.trial import Trial
 from ensemble.errors import LastrowError
 from ensemble.sequence import Sequence
 
@@ -34,6 +35,10 @@ class Preset(Protocol):
         """The trained model, its report as JSON text by the digest of the data, and what it is worth in a sentence."""
         ...
 
+    def trial(self, sample: int | None = None) -> Trial:
+        """What was held out of the training, and what answers to it are worth. sample: so many requests at most."""
+        ...
+
     def requests(self) -> dict[str, dict[str, np.ndarray]]:
         """Histories to show, without batch axis, by what they are called."""
         ...
@@ -50,7 +55,7 @@ def of(spec: Sequence, data: Path | None = None, count: int | None = None) -> Pr
     """
     if spec.network.type not in KINDS:
         raise LastrowError(
-            f"a network of type {spec.network.type!r} is not trained here; trained are {', '.join(KINDS)}. Give its weights "
-            "with CHECKPOINT="
+            f"a network of type {spec.network.type!r} is not trained here, and so nothing is held out to measure it by; "
+            f"trained are {', '.join(KINDS)}. To serve it give its weights with CHECKPOINT="
         )
     return KINDS[spec.network.type](spec, data, count)

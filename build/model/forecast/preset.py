@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from build.model.forecast.network import Forecaster
 from build.model.forecast.series import Series, read
 from build.model.forecast.simulation import simulate
-from build.model.forecast.training import train
+from build.model.forecast.training import SEASON, coverage, held, known, naive, pinball, train
+from build.model.trial import Trial, Worth, chosen
 from ensemble.errors import LastrowError
 from ensemble.sequence import Sequence
 from ensemble.tables import ForecasterNetwork
@@ -66,6 +69,45 @@ class Forecast:
             f"{report.coverage:.0%} between the outer quantiles, meant are {report.nominal:.0%} ({report.series:,} series)"
         )
         return model, report.to_json, said
+
+    def trial(self, sample: int | None = None) -> Trial:
+        """The end of every series, a horizon at a time, beside the season before.
+
+        Raises:
+            LastrowError: the spec has no answer that is the model's own.
+        """
+        (name,), network = self.spec.history, self.spec.network
+        assert isinstance(network, ForecasterNetwork)
+        answer = next((each.name for each in self.spec.answer if not each.links), None)
+        if answer is None:
+            raise LastrowError(
+                "a forecast is measured as the model answers it: the spec needs an [[answer]] without chain"
+            )
+        series, levels = self.series(), torch.tensor(network.quantiles)
+        horizon = self.spec.dims(self.spec.cores[0].outputs[0])[0]
+        windows, follows = held(series, self.spec.model.window, horizon)
+        numbers = chosen(len(windows), sample)
+        windows, wanted = windows[numbers], torch.from_numpy(follows[numbers])
+        middle = int((levels - 0.5).abs().argmin())
+
+        def worth(answers: SequenceOf[np.ndarray]) -> Worth:
+            found = torch.from_numpy(np.stack(answers))
+            return {
+                "mean absolute error": (found[..., middle] - wanted).abs().mean().item(),
+                "quantile loss": pinball(found, wanted, levels).item(),
+                f"coverage (meant: {levels[-1] - levels[0]:.0%})": coverage(found, wanted),
+            }
+
+        season_before = naive(windows, known(series), levels.numpy(), horizon, SEASON)
+        words = self.spec.words
+        return Trial(
+            f"the next {horizon} {words.steps} of {len(series):,} {words.histories}, {len(windows):,} times",
+            [{name: each} for each in windows],
+            answer,
+            lambda _, row: row,
+            worth,
+            {f"the {SEASON} {words.steps} before": worth(list(season_before))},
+        )
 
     def requests(self) -> dict[str, dict[str, np.ndarray]]:
         """A short series, one that fills the window, and a longer one."""

@@ -18,6 +18,7 @@ from ensemble.errors import LastrowError
 BATCH = 32  # windows
 LEARNING_RATE = 5e-3
 MAX_STEPS = 3000
+SEASON = 24  # rows, of the naive forecast
 TEST_SHARE = 0.2  # of each series, its end
 
 
@@ -49,7 +50,7 @@ def train(
     series: Sequence[Series],
     window: int,
     *,
-    season: int = 24,
+    season: int = SEASON,
     seed: int = 0,
     budget_s: float = 60.0,
     max_steps: int = MAX_STEPS,
@@ -66,9 +67,8 @@ def train(
     _check(model, series, window, season)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    cuts = [int(len(each) * (1 - TEST_SHARE)) for each in series]
-    known = [each.values[:cut] for each, cut in zip(series, cuts, strict=True)]
-    joined = np.concatenate(known)
+    seen = known(series)
+    joined = np.concatenate(seen)
     with torch.no_grad():
         model.mean.copy_(torch.from_numpy(joined.mean(0)))
         model.scale.copy_(torch.from_numpy(joined.std(0)).clamp(min=1e-6))
@@ -78,7 +78,7 @@ def train(
     while (used := max((time.monotonic() - begun) / budget_s, steps / max_steps)) < 1.0:
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * (1.0 - used)
-        chosen = [known[n] for n in rng.integers(len(known), size=BATCH)]
+        chosen = [seen[n] for n in rng.integers(len(seen), size=BATCH)]
         starts = [int(rng.integers(len(values) - length + 1)) for values in chosen]
         rows = np.stack([v[start : start + length] for v, start in zip(chosen, starts, strict=True)])
         wanted = torch.from_numpy(rows[:, 1:, 0]).unfold(1, model.horizon, 1)  # [batch, window, horizon]
@@ -92,20 +92,20 @@ def train(
         progress(used, f"loss {loss.item():.3f}")
     seconds = time.monotonic() - begun
     model.eval()
-    rows, wanted = _held(model, series, cuts, window)
+    windows, follows = held(series, window, model.horizon)
+    wanted, levels = torch.from_numpy(follows), model.quantiles.float()
     with torch.inference_mode():
-        answer = torch.cat([model(part)[:, -1] for part in rows.split(BATCH)])
-    naive = _naive(rows, known, model, season)
-    levels = model.quantiles.float()
+        answer = torch.cat([model(part)[:, -1] for part in torch.from_numpy(windows).split(BATCH)])
+    season_before = torch.from_numpy(naive(windows, seen, levels.numpy(), model.horizon, season))
     progress(1.0, f"{steps} steps")
     return Report(
         pinball_loss=pinball(answer, wanted, levels).item(),
         coverage=coverage(answer, wanted),
-        baseline_pinball_loss=pinball(naive, wanted, levels).item(),
-        baseline_coverage=coverage(naive, wanted),
+        baseline_pinball_loss=pinball(season_before, wanted, levels).item(),
+        baseline_coverage=coverage(season_before, wanted),
         nominal=float(levels[-1] - levels[0]),
         series=len(series),
-        forecasts=len(rows),
+        forecasts=len(windows),
         steps=steps,
         seconds=round(seconds, 1),
     )
@@ -122,22 +122,36 @@ def coverage(answer: Tensor, wanted: Tensor) -> float:
     return ((wanted >= answer[..., 0]) & (wanted <= answer[..., -1])).float().mean().item()
 
 
-def _held(model: Forecaster, series: Sequence[Series], cuts: Sequence[int], window: int) -> tuple[Tensor, Tensor]:
-    """Windows whose horizon lies in the test rows, a horizon apart, FP32 [n, window, features], and what follows them."""
+def known(series: Sequence[Series]) -> list[np.ndarray]:
+    """The rows of each series that are trained on: all but the last TEST_SHARE of it."""
+    return [each.values[: int(len(each) * (1 - TEST_SHARE))] for each in series]
+
+
+def held(series: Sequence[Series], window: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows FP32 [n, window, features] whose horizon lies in the test rows, and what follows [n, horizon].
+
+    >>> windows, wanted = held([Series("a", np.arange(20, dtype=np.float32)[:, None])], window=3, horizon=2)
+    >>> windows[0, :, 0].tolist(), wanted[0].tolist(), wanted[-1].tolist()
+    ([13.0, 14.0, 15.0], [16.0, 17.0], [18.0, 19.0])
+    """
     rows, wanted = [], []
-    for each, cut in zip(series, cuts, strict=True):
-        for now in range(cut, len(each) - model.horizon + 1, model.horizon):
+    for each, seen in zip(series, known(series), strict=True):
+        for now in range(len(seen), len(each) - horizon + 1, horizon):
             rows.append(each.values[now - window : now])
-            wanted.append(each.values[now : now + model.horizon, 0])
-    return torch.from_numpy(np.stack(rows)), torch.from_numpy(np.stack(wanted))
+            wanted.append(each.values[now : now + horizon, 0])
+    return np.stack(rows), np.stack(wanted)
 
 
-def _naive(rows: Tensor, known: Sequence[np.ndarray], model: Forecaster, season: int) -> Tensor:
-    """The last season again, with the quantiles of its errors in training: FP32 [n, horizon, quantiles]."""
-    errors = np.concatenate([values[season:, 0] - values[:-season, 0] for values in known])
-    spread = torch.from_numpy(np.quantile(errors, model.quantiles.numpy()).astype(np.float32))
-    again = torch.arange(model.horizon) % season - season
-    return rows[:, again, 0][..., None] + spread
+def naive(rows: np.ndarray, seen: Sequence[np.ndarray], levels: np.ndarray, horizon: int, season: int) -> np.ndarray:
+    """The last season again, with the quantiles of its errors in training: FP32 [n, horizon, quantiles].
+
+    >>> naive(np.arange(6.0)[None, :, None], [np.arange(6.0)[:, None]], np.array([0.5]), 3, season=2)[0, :, 0].tolist()
+    [6.0, 7.0, 6.0]
+    """
+    errors = np.concatenate([values[season:, 0] - values[:-season, 0] for values in seen])
+    again = np.arange(horizon) % season - season
+    answer: np.ndarray = rows[:, again, 0][..., None] + np.quantile(errors, levels)
+    return answer.astype(np.float32)
 
 
 def _check(model: Forecaster, series: Sequence[Series], window: int, season: int) -> None:

@@ -5,17 +5,15 @@ Whoever ranks (the running server, PyTorch, popularity) is measured by the same 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from build.model.next_item.histories import Held, History
 from build.model.next_item.network import Network
-from build.progress import answers
+from ensemble.errors import LastrowError
 
 TOP = 10
 Rank = Callable[[Sequence[History]], np.ndarray]
@@ -33,29 +31,49 @@ class Score:
     ndcg: float
     users: int
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+
+def answerable(held: Sequence[Held]) -> list[Held]:
+    """Those whose item their user had not had: what was seen is never ranked."""
+    return [each for each in held if not (each.history.item_ids == each.item_id).any()]
 
 
 def score(rank: Rank, held: Sequence[Held]) -> Score:
-    """Score a ranking.
+    """Score a ranking by the items that it can name.
 
     Args:
         rank: histories to item ids [users, up to 10], best first; what is no item is 0.
     """
-    held = [each for each in held if not (each.history.item_ids == each.item_id).any()]
-    if not held:
+    held = answerable(held)
+    return judge(list(rank([each.history for each in held])) if held else [], held)
+
+
+def judge(ranked: Sequence[np.ndarray], held: Sequence[Held]) -> Score:
+    """Score one ranking a user, item ids [up to 10] each, best first.
+
+    >>> judge([np.array([7, 5])], [Held(History("ada", np.array([3], np.int32)), 5)])
+    Score(hit_rate=1.0, ndcg=0.6309297535714575, users=1)
+
+    Raises:
+        LastrowError: one names an item that its user has had, which would leave less room for what is asked about.
+    """
+    gains = []
+    for ids, each in zip(ranked, held, strict=True):
+        seen = np.intersect1d(ids, each.history.item_ids)
+        if len(seen):
+            raise LastrowError(
+                f"item {seen[0]} is ranked for user {each.history.user}, who has had it; scored are rankings of unseen items"
+            )
+        (places,) = np.nonzero(np.asarray(ids)[:TOP] == each.item_id)
+        gains.append(1 / np.log2(places[0] + 2) if len(places) else 0.0)
+    if not gains:
         return Score(float("nan"), float("nan"), 0)
-    ranked = np.asarray(rank([each.history for each in held]))[:, :TOP]
-    hits = ranked == np.array([[each.item_id] for each in held])
-    gains = hits / np.log2(np.arange(2, ranked.shape[1] + 2))
-    return Score(float(hits.any(1).mean()), float(gains.sum(1).mean()), len(held))
+    return Score(float(np.mean(np.array(gains) > 0)), float(np.mean(gains)), len(gains))
 
 
 def popularity(training: Sequence[History], items: int) -> Rank:
     """Rank by how often an item was taken in training, the lower id first of equals."""
     counts = np.bincount(np.concatenate([h.item_ids for h in training]), minlength=items + 1).astype(np.float32)
-    return lambda histories: _unseen(torch.from_numpy(counts).repeat(len(histories), 1), histories)
+    return lambda histories: unseen(torch.from_numpy(counts).repeat(len(histories), 1), histories)
 
 
 def local(model: Network, window: int) -> Rank:
@@ -70,7 +88,7 @@ def local(model: Network, window: int) -> Rank:
             lengths = torch.tensor([len(ids) for ids in recent])
             with torch.inference_mode():
                 logits = model.last(torch.from_numpy(padded(recent, model.left)), lengths)
-            found.append(_unseen(logits, part))
+            found.append(unseen(logits, part))
         ranked = np.concatenate(found)
         return ranked[np.argsort(order)]
 
@@ -86,17 +104,7 @@ def padded(sequences: Sequence[np.ndarray], left: bool) -> np.ndarray:
     return ids
 
 
-def show(scores: Mapping[str, Score]) -> None:
-    """Print the scores as a table on stdout."""
-    table = Table(title="next item, leave one out, among all unseen items")
-    for column in ("", "users", f"hit rate at {TOP}", f"NDCG at {TOP}"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, found in scores.items():
-        table.add_row(name, f"{found.users:,}", f"{found.hit_rate:.4f}", f"{found.ndcg:.4f}")
-    answers().print(table)
-
-
-def _unseen(scores: torch.Tensor, histories: Sequence[History]) -> np.ndarray:
+def unseen(scores: torch.Tensor, histories: Sequence[History]) -> np.ndarray:
     """The best unseen item ids [users, 10] by scores FP32 [users, items + 1]; 0 where there are fewer."""
     scores = scores.clone()
     scores[:, 0] = -torch.inf

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from build.model.next_item.evaluation import TOP, answerable, judge, popularity, unseen
 from build.model.next_item.histories import Held, History, items, leave_one_out, read
 from build.model.next_item.network import Network, create
 from build.model.next_item.simulation import simulate
 from build.model.next_item.training import train
+from build.model.trial import Trial, Worth, chosen
 from ensemble.errors import LastrowError
 from ensemble.sequence import Sequence
 from ensemble.tables import Gru4RecNetwork, SasrecNetwork
@@ -75,6 +80,40 @@ class NextItem:
         )
         return model, report.to_json, said
 
+    def trial(self, sample: int | None = None) -> Trial:
+        """Every user's last item, ranked among all that the user has not had, beside a ranking by popularity.
+
+        Raises:
+            LastrowError: the spec has no answer that ranks unseen items.
+        """
+        (name,), (training, _, test) = self.spec.history, self.split()
+        answer = next((each.name for each in self.spec.answer if _ranks(each.links, name)), None)
+        if answer is None:
+            raise LastrowError(
+                f"what is held out is ranked among unseen items: the spec needs an [[answer]] with chain = "
+                f'[{{ leave_out = "{name}" }}, {{ top = {TOP} }}], or more than {TOP}'
+            )
+        held = answerable(test)
+        held = [held[number] for number in chosen(len(held), sample)]
+        popular = popularity(training, self.spec.sizes["items"])([each.history for each in held])
+
+        def answered(number: int, row: np.ndarray) -> np.ndarray:
+            ids = unseen(torch.from_numpy(row[None]), [held[number].history])[0]
+            return ids[ids > 0]
+
+        def worth(ranked: SequenceOf[np.ndarray]) -> Worth:
+            found = judge(ranked, held)
+            return {f"hit rate at {TOP}": found.hit_rate, f"NDCG at {TOP}": found.ndcg}
+
+        return Trial(
+            f"the last item of {len(held):,} {self.spec.words.histories}, among all unseen of {self.spec.sizes['items']:,}",
+            [{name: each.history.item_ids} for each in held],
+            answer,
+            answered,
+            worth,
+            {"popularity": worth(list(popular))},
+        )
+
     def requests(self) -> dict[str, dict[str, np.ndarray]]:
         """Users of short, median, long, window-filling and longer histories."""
         (name,), window = self.spec.history, self.spec.model.window
@@ -88,3 +127,7 @@ class NextItem:
         shown["fills the window"] = {name: longest[:window]}
         shown["longer than the window"] = {name: longest[: 2 * window]}
         return shown
+
+
+def _ranks(links: list[list[Any]], history: str) -> bool:
+    return ["leave_out", history] in links and links[-1][0] == "top" and links[-1][1] >= TOP

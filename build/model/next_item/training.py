@@ -1,7 +1,7 @@
 """Training of the next-item models, and what they are worth.
 
-Every item of a history is predicted from those before it. Of many items a softmax is taken over the right one and
-some drawn by popularity, corrected for how likely each is drawn (Bengio & Senecal, 2008); of few, over all.
+Every item of a history is predicted from those before it, by a softmax over all items; of more than FEW, over the right
+one and some drawn by popularity, corrected for how likely each is drawn (Bengio & Senecal, 2008).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from build.model.next_item.histories import Held, History
 from build.model.next_item.network import Network
 from ensemble.errors import LastrowError
 
-BATCH_ITEMS = 4096  # padded, a batch
+BATCH_ITEMS = 1024  # padded, a batch: of few users larger ones are too few steps
+FEW = 4096  # items; drawn ones save little of these, and teach less
 DRAWN = 512  # items beside the right one
-LEARNING_RATE = 5e-3
+LEARNING_RATE = 2e-3
 MAX_EPOCHS = 40
 TESTED = 1000  # users at most
 
@@ -118,7 +119,7 @@ def _loss(model: Network, item_ids: Tensor, chances: Tensor) -> Tensor:
     """Cross entropy of every item given those before it."""
     valid = item_ids != 0
     states, wanted = model.before(item_ids)[valid], item_ids[valid]
-    if model.items <= DRAWN:
+    if model.items <= FEW:
         return nn.functional.cross_entropy(model.head(states)[:, 1:], wanted - 1)
     drawn = torch.multinomial(chances, DRAWN, replacement=True)
     logits = nn.functional.linear(states, model.item_emb(drawn), model.bias[drawn])
