@@ -23,12 +23,17 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Quality:
-    """scores: by who answered. largest_difference: of what was served from the model's, as a part of its largest number."""
+    """scores: by who answered.
+
+    same: served answers that are the model's own, id by id; None where an answer has no ids. largest_difference: of what was
+    served from the model's, as a part of its largest number.
+    """
 
     model: str
     title: str
     requests: int
     scores: Mapping[str, Worth]
+    same: int | None
     largest_difference: float
 
     def save(self, path: Path) -> Path:
@@ -49,12 +54,13 @@ def measure(
     made = next(each for each in spec.answer if each.name == trial.answer)
     output = list(spec.outputs).index(made.of) if made.of else 0
     served, local = _served(client, trial, made.names[0], progress), []
-    worst = 0.0
+    worst, same = 0.0, 0
     for number, request in enumerate(trial.requests):
         progress(0.5 + 0.5 * number / len(trial.requests), author.name)
         (row,) = author.rows({name: np.asarray(value)[None] for name, value in request.items()})[output]
         local.append(trial.answered(number, row))
         worst = max(worst, apart(served[number], local[number], row))
+        same += np.array_equal(served[number], local[number])
     key, allowed = tolerance(spec)
     if not worst <= allowed:
         raise LastrowError(
@@ -66,7 +72,8 @@ def measure(
         f"{spec.model.name}, {author.name}": trial.worth(local),
         **trial.baselines,
     }
-    return Quality(spec.model.name, trial.title, len(trial.requests), scores, worst)
+    ids = local[0].dtype.kind == "i"
+    return Quality(spec.model.name, trial.title, len(trial.requests), scores, same if ids else None, worst)
 
 
 def apart(got: np.ndarray, expected: np.ndarray, row: np.ndarray) -> float:
@@ -90,7 +97,7 @@ def apart(got: np.ndarray, expected: np.ndarray, row: np.ndarray) -> float:
 
 def show(quality: Quality) -> None:
     """Print the scores as a table on stdout."""
-    table = Table(title=f"{quality.model}: {quality.title}")
+    table = Table()
     table.add_column("")
     names = list(next(iter(quality.scores.values())))
     for name in names:
@@ -98,10 +105,15 @@ def show(quality: Quality) -> None:
     for who, worth in quality.scores.items():
         table.add_row(who, *(f"{worth[name]:.{DIGITS}f}" for name in names))
     console = answers()
+    console.print(f"{quality.model}: {quality.title}", highlight=False)
     console.print(table)
+    ids = (
+        ""
+        if quality.same is None
+        else f"{quality.same:,} of {quality.requests:,} have the same ids in the same order; "
+    )
     console.print(
-        f"{quality.requests:,} requests held out of the training; served answers differ from the model's own by at most "
-        f"{quality.largest_difference:.1e} of the largest number",
+        f"served, and by the model itself: {ids}apart by at most {quality.largest_difference:.1e} of the largest number",
         highlight=False,
     )
 

@@ -20,7 +20,7 @@ from build.model.next_item.histories import Held, History
 from build.model.next_item.network import Network
 from ensemble.errors import LastrowError
 
-BATCH_ITEMS = 1024  # padded, a batch: of few users larger ones are too few steps
+FEWEST_ITEMS, MOST_ITEMS, STEPS = 1024, 4096, 75  # padded, of a batch; and of these an epoch, if it has as many
 FEW = 4096  # items; drawn ones save little of these, and teach less
 DRAWN = 512  # items beside the right one
 LEARNING_RATE = 2e-3
@@ -77,13 +77,14 @@ def train(
     with torch.no_grad():
         model.bias.copy_((counts.float() + 1).log() - (counts.float() + 1).log().mean())
     pieces = [h.item_ids[start : start + window] for h in training for start in range(0, len(h), window)]
+    size = int(np.clip(sum(map(len, pieces)) // STEPS, FEWEST_ITEMS, MOST_ITEMS))
     optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     rng = np.random.default_rng(seed)
-    begun, steps, batches_an_epoch = time.monotonic(), 0, sum(1 for _ in _batches(pieces, rng, model.left))
+    begun, steps, batches_an_epoch = time.monotonic(), 0, sum(1 for _ in _batches(pieces, size, rng, model.left))
     used = 0.0
     model.train()
     while used < 1.0:
-        for item_ids in _batches(pieces, rng, model.left):
+        for item_ids in _batches(pieces, size, rng, model.left):
             used = max((time.monotonic() - begun) / budget_s, steps / (max_epochs * batches_an_epoch))
             if used >= 1.0:
                 break
@@ -140,12 +141,12 @@ def _check(model: Network, training: Sequence[History], test: Sequence[Held]) ->
         raise LastrowError("no user has an item to learn or to test on; use more users, of three items at least")
 
 
-def _batches(pieces: Sequence[np.ndarray], rng: np.random.Generator, left: bool) -> Iterator[Tensor]:
-    """Batches of pieces of like length, in random order: ids INT64 [batch, time]."""
+def _batches(pieces: Sequence[np.ndarray], size: int, rng: np.random.Generator, left: bool) -> Iterator[Tensor]:
+    """Batches of pieces of like length, of `size` items at most, in random order: ids INT64 [batch, time]."""
     order = sorted(range(len(pieces)), key=lambda n: (len(pieces[n]), rng.random()))
     groups: list[list[int]] = [[]]
     for n in order:
-        if groups[-1] and (len(groups[-1]) + 1) * len(pieces[n]) > BATCH_ITEMS:
+        if groups[-1] and (len(groups[-1]) + 1) * len(pieces[n]) > size:
             groups.append([])
         groups[-1].append(n)
     for number in rng.permutation(len(groups)):
