@@ -55,7 +55,7 @@ override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword
 override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/make/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
 .PHONY: help setup demo test train repo inspect precision evaluate lint-config serve serve-tls image bench bench-peers analyze tune \
-	test-unit test-faults test-nightly soak test-newest lint lock clean
+	test-unit test-faults test-nightly test-transformers soak test-newest lint lock clean
 
 ##@ Get going
 
@@ -160,6 +160,18 @@ test-faults: $(SETUP) ## bad input, bursts, crashes, reloads, shutdowns: a few m
 
 test-nightly: $(SETUP) ## the tests that take long or measure: figures, many repeats, thousands of requests
 	$(BIN)/python -m pytest tests/nightly
+
+# On top of .venv, and not in it: what is there stays what the lock says.
+LIBRARY := .venv-transformers
+$(LIBRARY)/.installed: $(SETUP)
+	$(BIN)/python -m venv --clear $(LIBRARY)
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+		> $$(echo $(LIBRARY)/lib/python*/site-packages)/below.pth
+	$(LIBRARY)/bin/python -m pip install --progress-bar on 'lastrow[transformers]'
+	@touch $@
+
+test-transformers: $(LIBRARY)/.installed ## models of the transformers library, built in parity with it, in a .venv-transformers on top of .venv
+	$(LIBRARY)/bin/python -m pytest tests/nightly/test_transformers.py -k 'GPT2-inputs or Bert-inputs'
 
 soak: $(SETUP) ## good and bad requests at 70 % of capacity for an hour, and what it did to memory and latency [SOAK_S=]
 	@$(BIN)/python -m tests.faults.soak --seconds $(SOAK_S)
