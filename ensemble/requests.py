@@ -154,7 +154,8 @@ def _parquet(content: bytes, name: str) -> list[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError as e:
         raise HistoryError(
-            f"{name} is a Parquet file, which pyarrow reads: install it with `pip install 'pyarrow<26'`, or the extra parquet ({e})"
+            f"{name} is a Parquet file, which pyarrow reads: install it with `pip install 'pyarrow<26'`, or the extra "
+            f"parquet ({e})"
         ) from e
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()

@@ -91,7 +91,8 @@ SERVED = [
 ]
 
 
-BUILT = ["gpt2", "t5_encoder", "state_space", "two_stacks", "causal_encoder"]  # what is served of it, others are served with
+# What is served of these, others are served with.
+BUILT = ["gpt2", "t5_encoder", "state_space", "two_stacks", "causal_encoder"]
 
 
 @pytest.fixture(scope="module", params=SERVED)
