@@ -207,12 +207,15 @@ def _show_answers(
     interface: Interface, histories: list[requests.Request], answers: list[dict[str, np.ndarray]]
 ) -> None:
     """Ids and values of what picks columns; of all else its shape and the first numbers."""
-    words, leading = interface.contract.words, next(iter(interface.contract.inputs))
+    words = interface.contract.words
+    leading = (
+        None if interface.function else next(iter(interface.contract.inputs))
+    )  # a function counts the steps itself
     table = Table()
     for column in (words.history, words.steps, "answer", "id", "value"):
         table.add_column(column, justify="left" if column in (words.history, "answer") else "right")
     for history, answer in zip(histories, answers, strict=True):
-        first = (escape(history.name), str(len(history.inputs[leading])))
+        first = (escape(history.name), "" if leading is None else str(len(history.inputs[leading])))
         for wanted in interface.answers:
             own = [answer[tensor] for tensor in wanted.tensors if tensor in answer]
             if wanted.picks and own:

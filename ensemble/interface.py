@@ -13,6 +13,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 from ensemble.contract import Contract
 from ensemble.errors import SpecError
+from ensemble.function import Function
 from ensemble.spec import Spec
 from ensemble.tables import Tensor
 
@@ -38,7 +39,7 @@ class Interface:
     """A served model, as its clients see it.
 
     inputs, outputs: their types and shapes a history, in numbers; -1 stands for any length. contract: what a request has to
-    be. max_batch_size: histories of a request, at most.
+    be. max_batch_size: histories of a request, at most. function: what makes such a request of what a client sends.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Interface:
     contract: Contract
     max_batch_size: int
     answers: tuple[Answered, ...]
+    function: Function | None = None
 
     @classmethod
     def of(cls, spec: Spec) -> Interface:
@@ -63,7 +65,8 @@ class Interface:
             )
             for answer in spec.answers
         )
-        return cls(spec.model.name, inputs, outputs, spec.contract, spec.batching.max_batch_size, answers)
+        size = spec.batching.max_batch_size
+        return cls(spec.model.name, inputs, outputs, spec.contract, size, answers, spec.function)
 
     @classmethod
     def of_config(cls, config: ModelConfig) -> Interface:
@@ -72,7 +75,7 @@ class Interface:
         Raises:
             SpecError: that has not all of it: another program wrote it, or an older version of this one.
         """
-        said = {key: config.parameters[key].string_value for key in ("contract", "answers") if key in config.parameters}
+        said = {key: value.string_value for key, value in config.parameters.items()}
         try:
             return cls(
                 config.name,
@@ -81,6 +84,7 @@ class Interface:
                 Contract.loads(said["contract"]),
                 config.max_batch_size,
                 tuple(Answered(name, tuple(tensors), at) for name, tensors, at in json.loads(said["answers"])),
+                Function.loads(said["function"]) if "function" in said else None,
             )
         except (KeyError, TypeError, ValueError) as e:
             raise SpecError(
@@ -91,7 +95,8 @@ class Interface:
     @property
     def parameters(self) -> dict[str, str]:
         """What an ensemble's configuration has of it beside inputs and outputs."""
-        return {"contract": self.contract.dumps(), "answers": json.dumps(self.answers)}
+        function = {} if self.function is None else {"function": self.function.dumps()}
+        return {"contract": self.contract.dumps(), "answers": json.dumps(self.answers), **function}
 
     def answer(self, name: str) -> Answered | None:
         """The answer of this name."""
@@ -99,15 +104,17 @@ class Interface:
 
 
 def size(tensor: Tensor, longest: int) -> int:
-    """Bytes of one history's tensor; longest: where its shape is open."""
+    """Bytes of one history's tensor; longest: where its shape is open, and of a text."""
     elements = math.prod(longest if dim == -1 else int(dim) for dim in tensor.shape)
+    if tensor.dtype == "BYTES":
+        return elements * (4 + longest)  # its length goes before each
     return elements * np.dtype(triton_to_np_dtype(tensor.dtype)).itemsize
 
 
 def _tensor(message: ModelInput | ModelOutput) -> Tensor:
     return Tensor.model_validate(
         {
-            "dtype": DataType.Name(message.data_type).removeprefix("TYPE_"),
+            "dtype": DataType.Name(message.data_type).removeprefix("TYPE_").replace("STRING", "BYTES"),
             "shape": list(message.dims),
             "name": message.name,
             "optional": getattr(message, "optional", False),

@@ -85,6 +85,16 @@ class KnowledgeTracing(Spec):
     candidates: Candidates | None = None
     tensors: Tensors
 
+    @model_validator(mode="before")
+    @classmethod
+    def _requests_are_fixed(cls, table: object) -> object:
+        if isinstance(table, dict) and {"preprocess", "request"} & table.keys():
+            raise ValueError(
+                "knowledge tracing's requests are problem ids and responses, and nothing stands in front of their check: "
+                "[preprocess] and [request] go with a spec of any sequence model, which has [history]"
+            )
+        return table
+
     @model_validator(mode="after")
     def _types_are_served(self) -> KnowledgeTracing:
         for role, tensor in self.tensors:

@@ -8,6 +8,8 @@ CSV: a row a history, under a header: the steps of a cell are separated by blank
     user,item_ids,prices,age
     ada,5 9 3,1 0.5; 2 0.5; 1 1,30
 
+Where a function of one's own stands in front of a model, the inputs are what that takes; a cell of text is as it stands.
+
 Parquet: a row a history, lists in its cells; needs pyarrow. What is null, or an empty cell of a context, is left out.
 """
 
@@ -21,6 +23,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ensemble.errors import HistoryError
+from ensemble.function import Part
 from ensemble.interface import Interface
 
 
@@ -117,13 +120,18 @@ def _csv(text: str, name: str, interface: Interface) -> Iterable[dict[str, Any]]
 
 
 def _cell(cell: str, column: str, where: str, interface: Interface) -> Any:
-    """What stands in a cell, nested as the input is."""
-    contract = interface.contract
-    history = column in contract.inputs
-    allowed = contract.inputs.get(column) or contract.contexts.get(column)
+    """What stands in a cell, nested as the input is; a text is all of it, and of several texts each a word."""
+    contract, function = interface.contract, interface.function
+    history = function is None and column in contract.inputs
+    takes = {**contract.inputs, **contract.contexts} if function is None else function.takes
+    allowed = takes.get(column)
     if allowed is None:  # a name, or no input at all, which the client refuses
         return cell
     axes = len(allowed.shape) + history
+    if isinstance(allowed, Part) and allowed.dtype == "BYTES":
+        if allowed.optional and not cell:
+            return None
+        return cell.split() if allowed.shape not in ((), (1,)) else cell
     if axes > 2:
         raise HistoryError(f"{where} has {axes} axes, and a cell of CSV two at most; write JSON")
     if not cell.strip():

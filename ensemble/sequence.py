@@ -8,6 +8,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ensemble.contract import Contract, Source, Values, Words
+from ensemble.function import Function, Part
+from ensemble.function_tables import Preprocess, Requested, check
 from ensemble.sequence_checks import check_numbers, is_int32, whole
 from ensemble.sequence_tables import (
     Context,
@@ -48,6 +50,8 @@ class Sequence(Spec):
     answer: Annotated[tuple[Wanted, ...], Field(min_length=1)]
     parity: RelativeParity = RelativeParity()
     words: WordsTable = WordsTable()
+    preprocess: Preprocess | None = None
+    request: dict[Name, Requested] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +78,8 @@ class Sequence(Spec):
             *((f"{name}.shape", each.shape) for name, each in held.items()),
             *((f"outputs.{name}.shape", each.shape) for name, each in self.outputs.items()),
             *((f"{name}.values", each.values or ()) for name, each in held.items()),
+            *((f"request.{name}.shape", each.shape) for name, each in self.request.items()),
+            *((f"request.{name}.values", each.values or ()) for name, each in self.request.items()),
         ]:
             unknown = next((size for size in sizes if isinstance(size, str) and size not in self.sizes), None)
             if unknown is not None:
@@ -144,10 +150,15 @@ class Sequence(Spec):
             )
         if self.reduce.where != "core":
             raise ValueError('reduce.where = "postprocess" is knowledge tracing\'s; set "core"')
-        names = [tensor.name for tensor in (*self.requested, *self.answered)]
+        names = [*self.request, *(tensor.name for tensor in (*self.checked, *self.answered))]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two tensors of requests and answers are named {twice!r}; each needs a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _function_is_asked_for(self) -> Sequence:
+        check(self.preprocess, self.request)
         return self
 
     def _input(self, name: str) -> Input:
@@ -202,7 +213,12 @@ class Sequence(Spec):
     def _inside(self, name: str) -> str:
         """What the core calls a tensor: a name that is the request's or an answer's is theirs alone."""
         safe = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in name)
-        taken = {*self.history, *self.context, *(tensor for wanted in self.answer for tensor in wanted.names)}
+        taken = {
+            *self.history,
+            *self.context,
+            *self.request,
+            *(tensor for wanted in self.answer for tensor in wanted.names),
+        }
         return f"core_{safe}" if safe in taken or not safe[:1].isalpha() else safe
 
     @property
@@ -257,8 +273,37 @@ class Sequence(Spec):
         return {at: Source(f"{at}_columns", at, columns=True) for at in dict.fromkeys(w.at for w in self.answer) if at}
 
     @property
+    def function(self) -> Function | None:
+        """What makes histories and contexts of a request that carries something else."""
+        if self.preprocess is None:
+            return None
+        takes = {
+            name: Part(each.dtype, tuple(map(self._size, each.shape)), self._limits(each.values), each.optional)
+            for name, each in self.request.items()
+        }
+        steps = {name: Part(each.dtype, (-1, *map(self._size, each.shape))) for name, each in self.history.items()}
+        once = {
+            name: Part(each.dtype, tuple(map(self._size, each.shape)), None, name in self.contract.optional)
+            for name, each in self.context.items()
+        }
+        return Function(self.preprocess.path.name, self.preprocess.name, takes, {**steps, **once}, self.contract.words)
+
+    def _limits(self, values: tuple[Number, Number] | None) -> tuple[int, int] | None:
+        return None if values is None else (self._size(values[0]), self._size(values[1]))
+
+    @property
     def requested(self) -> tuple[Tensor, ...]:
-        """What a client sends: histories, then contexts."""
+        """What a client sends: histories, then contexts; or what a function makes them of."""
+        if self.preprocess is None:
+            return self.checked
+        return tuple(
+            Tensor(dtype=each.dtype, shape=[*map(self._size, each.shape)] or [1], name=name, optional=each.optional)
+            for name, each in self.request.items()
+        )
+
+    @property
+    def checked(self) -> tuple[Tensor, ...]:
+        """What the contract is about: histories, then contexts."""
         made = [
             Tensor(dtype=given.dtype, shape=[-1, *(self._size(size) for size in given.shape)], name=name)
             for name, given in self.history.items()
@@ -329,7 +374,7 @@ class Sequence(Spec):
                 tensors.insert(0, Tensor(dtype="INT32", shape=[count], name=names[0]))
             chain = [[*link, self._start(link[1])] if link[0] == "leave_out" else link for link in wanted.links]
             seen = [link[1] for link in wanted.links if link[0] in ("leave_out", "at")]
-            asked = tuple(tensor for tensor in self.requested if tensor.name in seen)
+            asked = tuple(tensor for tensor in self.checked if tensor.name in seen)
             step = f"{POSTPROCESS}_{wanted.name}" if number else POSTPROCESS
             made.append(Answer(wanted.name, step, of, tuple(tensors), chain, asked))
         return tuple(made)

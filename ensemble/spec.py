@@ -11,6 +11,7 @@ from pydantic import ValidationError, model_validator
 
 from ensemble.contract import Contract, Source
 from ensemble.errors import SpecError
+from ensemble.function import Function
 from ensemble.tables import PREPROCESS, Batching, Export, Model, Parity, Reduce, Serve, Steps, Table, Tensor, Tuned
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class Spec(Table):
             ) from e
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise SpecError(f"{path} is not a TOML file: {e}") from e
+        _resolve(table, path.parent)
         try:
             return cls.model_validate(table)
         except ValidationError as e:
@@ -197,8 +199,13 @@ class Spec(Table):
 
     @property
     def requested(self) -> tuple[Tensor, ...]:
-        """What a client sends, in the contract's order: histories, then contexts."""
+        """What a client sends, in the contract's order: histories, then contexts; for a function, what it takes."""
         raise NotImplementedError
+
+    @property
+    def function(self) -> Function | None:
+        """What makes histories and contexts of a request that does not carry them itself."""
+        return None
 
     @property
     def fed(self) -> dict[str, Source]:
@@ -229,6 +236,13 @@ class Spec(Table):
     def core_output(self) -> Tensor:
         """What the first core emits first."""
         return self.cores[0].outputs[0]
+
+
+def _resolve(table: dict[str, Any], folder: Path) -> None:
+    """A function's file is meant relative to the spec's."""
+    preprocess = table.get("preprocess")
+    if isinstance(preprocess, dict) and isinstance(preprocess.get("function"), str):
+        preprocess["function"] = str((folder / preprocess["function"]).resolve())
 
 
 def _explain(error: object) -> str:

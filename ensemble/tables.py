@@ -257,7 +257,7 @@ class Tuned(Table):
 class Tensor(Table):
     """A tensor's type and a history's shape, without the batch axis."""
 
-    dtype: Literal["INT32", "INT64", "FP16", "FP32", "BOOL"]
+    dtype: Literal["BYTES", "INT32", "INT64", "FP16", "FP32", "BOOL"]
     shape: list[Dim]
     name: Name = "_"  # replaced by where it stands
     optional: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,11 +126,12 @@ def check(
     cores: Mapping[str, Path],
     spec: Sequence,
     progress: Callable[[float, str], None] = lambda *_: None,
+    examples: Collection[Mapping[str, Array]] = (),
 ) -> list[Difference]:
-    """Hold every core against the author's inference, on random requests of the declared values.
+    """Hold every core against the author's inference, on random requests of the declared values and on examples.
 
     Args:
-        full: the ONNX file before the cut. cores: each one's file by its step.
+        full: the ONNX file before the cut. cores: each one's file by its step. examples: requests that keep the contract.
 
     Returns:
         Every core's difference on every batch, as a part of the largest number answered there.
@@ -141,15 +142,18 @@ def check(
     author = Inference.of(model, full, spec)
     sessions = {step: open_session(path) for step, path in cores.items()}
     found, firsts = [], []
-    todo = batches(spec)
-    for done, lengths in enumerate(todo):
+    todo: list[Mapping[str, Array]] = [draw(spec.contract, lengths, seed=n) for n, lengths in enumerate(batches(spec))]
+    spared = dict(spec.contract.defaults)
+    for number in range(2, len(todo), 3):  # without what a request may do without
+        todo[number] = {name: value for name, value in todo[number].items() if name not in spared}
+    todo += examples
+    for done, request in enumerate(todo):
+        counted = spec.contract.check(request)
+        lengths = tuple(counted.tolist())
         progress(done / len(todo), f"lengths {', '.join(map(str, lengths))}")
-        request = draw(spec.contract, lengths, seed=done)
-        if done % 3 == 2:  # without what a request may do without
-            request = {name: value for name, value in request.items() if name not in dict(spec.contract.defaults)}
         reference = author.rows(request)
         firsts.append(np.concatenate([each[0].reshape(-1) for each in reference]))
-        for stage, answers, wanted in _answers(spec, sessions, request, np.asarray(lengths, np.int32), reference):
+        for stage, answers, wanted in _answers(spec, sessions, request, counted, reference):
             worst = max(_apart(answer, want) for answer, want in zip(answers, wanted, strict=True))
             found.append(Difference(stage, lengths, worst))
             key, allowed = spec.parity.of_core(spec.export.precision)

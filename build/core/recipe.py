@@ -3,10 +3,11 @@ the one before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from torch import nn
 
@@ -35,8 +36,10 @@ class Core:
     others: Mapping[str, ir.Model] = field(default_factory=dict)
 
 
-def make(spec: Spec, checkpoint: Path, path: Path) -> Core:
+def make(spec: Spec, checkpoint: Path, path: Path, examples: Collection[Mapping[str, np.ndarray]] = ()) -> Core:
     """Export, cut, lower, compare. The core is written to `path`, and beside it what it is compared with.
+
+    examples: requests of a sequence model that it is compared on, beside random ones.
 
     Raises:
         CheckpointError, ExportError, SignatureError, ReductionError, PrecisionError, ParityError: as their modules say.
@@ -52,11 +55,17 @@ def make(spec: Spec, checkpoint: Path, path: Path) -> Core:
         else:
             reduction = cut(full.model, narrowed(spec)) if spec.reduce.where == "core" else None
             cut_model = full.model.clone() if reduction is None else reduction.model
-    return _proven(spec, model, full, reduction, cut_model, path)
+    return _proven(spec, model, full, reduction, cut_model, path, examples)
 
 
 def _proven(
-    spec: Spec, model: nn.Module | None, full: Full, reduction: Reduction | None, core: ir.Model, path: Path
+    spec: Spec,
+    model: nn.Module | None,
+    full: Full,
+    reduction: Reduction | None,
+    core: ir.Model,
+    path: Path,
+    examples: Collection[Mapping[str, np.ndarray]],
 ) -> Core:
     full_file, cut_file = path.with_name("full.onnx"), path.with_name("cut.onnx")
     with bar("lower") as update:
@@ -69,7 +78,7 @@ def _proven(
         for step, other in others.items():
             save(other, files[step])
         if isinstance(spec, Sequence):
-            differences = inference.check(model, full_file, files, spec, update)
+            differences = inference.check(model, full_file, files, spec, update, examples)
         else:
             differences = parity.check(model, full_file, path, narrowed(spec), full.sigmoid, update, files)
         worst = max(d.value for d in differences)

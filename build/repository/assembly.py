@@ -8,14 +8,16 @@ from pathlib import Path
 
 from build import ROOT, aside
 from build.model.checkpoint import outside
-from build.repository import config, fingerprint, manifest
+from build.repository import config, fingerprint, manifest, rehearsal
 from ensemble.errors import LastrowError
+from ensemble.function import FOLDER
 from ensemble.spec import Spec
 from ensemble.tables import CORE, POSTPROCESS, PREPROCESS
 
 RUNTIME = ROOT / "build" / "server" / "backends" / "onnxruntime" / "lastrow_onnxruntime"
 STEPS = ROOT / "models"  # the steps' model.py are tracked here, whatever folder a repository is built into
 COPIED = ("contract.py", "values.py", "window.py")  # of `ensemble`, beside each step
+FIRST, LAST = "function.py", "chain.py"  # and beside the first one, and the last ones
 # In a core's metadata: what it was made from, and how far it was from PyTorch then.
 FINGERPRINT, PARITY = "lastrow.fingerprint", "lastrow.parity"
 
@@ -40,10 +42,11 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
     else put there stay as they are.
 
     Raises:
-        CheckpointError, ReductionError, ParityError: as their modules say.
+        CheckpointError, ReductionError, ParityError, RehearsalError: as their modules say.
         RepositoryError: `out` cannot be written, or has a model that would be overwritten and is not lastrow's.
     """
-    wanted = fingerprint.of(spec, checkpoint)
+    examples = rehearsal.rehearse(spec)
+    wanted = fingerprint.of(spec, checkpoint, examples)
     files = derived(spec)
     cores = {core.step: core_file(spec, out, core.step) for core in spec.cores}
     found, weights = metadata(cores[CORE]), outside(cores[CORE])
@@ -54,7 +57,7 @@ def build(spec: Spec, checkpoint: Path, out: Path) -> Built:
             moves: dict[Path, Path] = {}
             if found.get(FINGERPRINT) != wanted or not all(file.is_file() for file in (*weights, *cores.values())):
                 drafts = {step: folder / step / target.name for step, target in cores.items()}
-                parity = _make_cores(spec, checkpoint, wanted, drafts)
+                parity = _make_cores(spec, checkpoint, wanted, drafts, examples)
                 for step, target in cores.items():
                     made = sorted((folder / step).glob(f"{target.name}*"), reverse=True)
                     moves |= {target.with_name(file.name): file for file in made}  # weights first where they lie apart
@@ -96,13 +99,15 @@ def core_file(spec: Spec, repository: Path, step: str = CORE) -> Path:
     return repository / step / "1" / "model.onnx"
 
 
-def _make_cores(spec: Spec, checkpoint: Path, wanted: str, files: Mapping[str, Path]) -> float:
+def _make_cores(
+    spec: Spec, checkpoint: Path, wanted: str, files: Mapping[str, Path], examples: list[rehearsal.Request]
+) -> float:
     """Write every core, and in it what it was made from; returns the largest difference from PyTorch."""
     # Nearly every build finds its core there, and is to know without PyTorch.
     from build.core import recipe
     from build.core.reduce.file import save
 
-    core = recipe.make(spec, checkpoint, files[CORE].parents[1] / "model.onnx")
+    core = recipe.make(spec, checkpoint, files[CORE].parents[1] / "model.onnx", examples)
     for step, model in {CORE: core.model, **core.others}.items():
         model.metadata_props.update({FINGERPRINT: wanted, PARITY: repr(core.difference)})
         files[step].parent.mkdir()
@@ -114,12 +119,13 @@ def derived(spec: Spec) -> dict[str, bytes]:
     """Every file of the repository but the core's ONNX model, by relative path."""
     files = config.files(spec)
     if spec.serve.layout == "single":
-        return {**files, **_single(f"{spec.model.name}/1")}
+        return {**files, **_single(folder := f"{spec.model.name}/1"), **_own(spec, folder)}
     for step in (PREPROCESS, *(answer.step for answer in spec.answers)):
         source = PREPROCESS if step == PREPROCESS else POSTPROCESS
         files[f"{step}/1/model.py"] = (STEPS / source / "1" / "model.py").read_bytes()
-        for name in COPIED if step == PREPROCESS else (*COPIED, "chain.py"):
+        for name in (*COPIED, FIRST if step == PREPROCESS else LAST):
             files[f"{step}/1/{name}"] = (ROOT / "ensemble" / name).read_bytes()
+    files |= _own(spec, f"{PREPROCESS}/1")
     # Triton loads a model only if it has a version folder, and git keeps no empty ones.
     files[f"{spec.model.name}/1/.gitkeep"] = b""
     return files
@@ -130,10 +136,15 @@ def _single(folder: str) -> dict[str, bytes]:
     sources = {
         "model.py": ROOT / "build" / "repository" / "steps" / "single.py",
         "preprocess.py": STEPS / PREPROCESS / "1" / "model.py",
-        **{name: ROOT / "ensemble" / name for name in (*COPIED, "chain.py")},
+        **{name: ROOT / "ensemble" / name for name in (*COPIED, FIRST, LAST)},
         **{f"{RUNTIME.name}/{file.name}": file for file in sorted(RUNTIME.glob("*.py"))},
     }
     return {f"{folder}/{name}": file.read_bytes() for name, file in sources.items()}
+
+
+def _own(spec: Spec, folder: str) -> dict[str, bytes]:
+    """What one's own function is, and what it opens."""
+    return {f"{folder}/{FOLDER}/{name}": content for name, content in rehearsal.sources(spec).items()}
 
 
 def _check_owner(out: Path, files: Mapping[str, bytes], written: Mapping[str, str]) -> None:

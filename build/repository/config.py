@@ -15,6 +15,8 @@ from tritonclient.grpc.model_config_pb2 import DataType as TritonDataType
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 from tritonclient.utils import triton_to_np_dtype
 
+from build.repository import rehearsal
+from ensemble.client.raw import as_sent
 from ensemble.interface import Interface
 from ensemble.spec import Answer, Core, Spec
 from ensemble.tables import PREPROCESS, Step, Tensor
@@ -22,6 +24,7 @@ from ensemble.tables import PREPROCESS, Step, Tensor
 # The first line of every configuration: it keeps people from editing what the next build writes again.
 GENERATED = "# Generated from the spec by `make repo`: change the spec, not this file.\n"
 SPINNING = "session.intra_op.allow_spinning"
+EXAMPLE = "example_"  # a sample of a step's warm-up is called so that asks what a function is asked
 LENGTH_FILE = "length"  # a file in a step's warmup/ folder begins so, ends in a number, and has that number inside
 
 
@@ -41,7 +44,10 @@ def files(spec: Spec) -> dict[str, bytes]:
         derived[f"{name}/config.pbtxt"] = to_text(config).encode()
         for sample in config.model_warmup:
             for tensor, data in sample.inputs.items():
-                if data.input_data_file:
+                if data.input_data_file and sample.name.startswith(EXAMPLE):
+                    asked = rehearsal.examples(spec)[int(sample.name.rpartition("_")[2])]
+                    derived[f"{name}/warmup/{data.input_data_file}"] = as_sent(asked[tensor])
+                elif data.input_data_file:
                     size = int(data.input_data_file.rpartition("_")[2])
                     value, count = _warming(spec, tensor, list(data.dims), size) or (0, 0)
                     type_ = triton_to_np_dtype(TritonDataType.Name(data.data_type).removeprefix("TYPE_"))
@@ -68,6 +74,11 @@ def _preprocess(spec: Spec) -> ModelConfig:
     config.input.extend(_requested(spec, tensor) for tensor in spec.requested)
     config.output.extend(_output(spec, tensor) for tensor in spec.windows)
     _parameters(config, contract=spec.contract.dumps())
+    if spec.function is not None:
+        # Last steps see what the function makes, where they else see the request.
+        seen = {tensor.name: tensor for answer in spec.answers for tensor in answer.seen}
+        config.output.extend(_output(spec, tensor) for tensor in seen.values())
+        _parameters(config, function=spec.function.dumps())
     _warmup(spec, config)
     return config
 
@@ -243,7 +254,7 @@ def _output(spec: Spec, tensor: Tensor) -> ModelOutput:
 
 
 def _dtype(tensor: Tensor) -> TritonDataType.ValueType:
-    return TritonDataType.Value(f"TYPE_{tensor.dtype}")
+    return TritonDataType.Value(f"TYPE_{'STRING' if tensor.dtype == 'BYTES' else tensor.dtype}")
 
 
 def _parameters(config: ModelConfig, **values: object) -> None:
@@ -253,6 +264,9 @@ def _parameters(config: ModelConfig, **values: object) -> None:
 
 def _warmup(spec: Spec, config: ModelConfig) -> None:
     """A full window of every width: memory arenas, thread pools and code paths are warm before the first request."""
+    if any(tensor.name in (spec.function.takes if spec.function else ()) for tensor in config.input):
+        _rehearsed(spec, config)
+        return
     varies = any(-1 in tensor.dims for tensor in config.input)
     for width in spec.model.widths if varies else spec.model.widths[-1:]:
         sample = config.model_warmup.add(name=f"window_{width}", batch_size=1)
@@ -268,6 +282,18 @@ def _warmup(spec: Spec, config: ModelConfig) -> None:
                 dtype = TritonDataType.Name(data.data_type).removeprefix("TYPE_").lower()
                 words = (LENGTH_FILE if counted else tensor.name, *([] if dtype == "int32" else [dtype]), str(width))
                 data.input_data_file = "_".join(words)
+
+
+def _rehearsed(spec: Spec, config: ModelConfig) -> None:
+    """The examples of a function, which nothing else tells what to be warmed up with."""
+    for number, example in enumerate(rehearsal.examples(spec)):
+        sample = config.model_warmup.add(name=f"{EXAMPLE}{number}", batch_size=1)
+        for tensor in config.input:
+            if tensor.name in example:
+                data = sample.inputs[tensor.name]
+                data.data_type = tensor.data_type
+                data.dims.extend(example[tensor.name].shape[1:] or [1])
+                data.input_data_file = f"{EXAMPLE}{number}_{tensor.name}"
 
 
 def _warming(spec: Spec, name: str, dims: list[int], width: int) -> tuple[int, int] | None:

@@ -6,7 +6,10 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from build.model import checkpoint as checkpoints
 from build.repository import sources
@@ -18,8 +21,11 @@ MAKER = "build.core.recipe"  # this module and all that it imports make the core
 EXPORTERS = ("torch", "onnxscript", "onnx-ir", "onnx", "numpy", "onnxruntime", "onnxruntime-gpu")
 
 
-def of(spec: Spec, checkpoint: Path) -> str:
-    """What the core depends on: the spec's model, the weights, all code that makes it, and the versions of what it uses."""
+def of(spec: Spec, checkpoint: Path, examples: Sequence[Mapping[str, np.ndarray]] = ()) -> str:
+    """What the core depends on: the spec's model, the weights, all code that makes it, and the versions of what it uses.
+
+    examples: the requests that it is held against its model on, beside those that are drawn.
+    """
     own = sources.find(MAKER)
     files, versions = dict(own.files), _versions()
     if isinstance(spec.network, ModuleNetwork):
@@ -32,6 +38,7 @@ def of(spec: Spec, checkpoint: Path) -> str:
         checkpoints.digest(checkpoint),
         json.dumps(versions, sort_keys=True),
         *(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for name, file in sorted(files.items())),
+        *(f"{name} {array.dtype} {array.tolist()}" for each in examples for name, array in sorted(each.items())),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -50,7 +50,7 @@ def find(module: str) -> Sources:
         else:
             found.files[name] = file
             if file.suffix == ".py":
-                waiting += _imports(file, name if at.submodule_search_locations is not None else above)
+                waiting += imports(file, name if at.submodule_search_locations is not None else above)
     return found
 
 
@@ -68,7 +68,7 @@ def _locate(name: str) -> ModuleSpec | None:
     return PathFinder.find_spec(name, package.submodule_search_locations)
 
 
-def _imports(file: Path, package: str) -> Iterator[str]:
+def imports(file: Path, package: str) -> Iterator[str]:
     """The modules that a file names, relative ones resolved in its package; names in modules too, which may be modules."""
     try:
         tree = ast.parse(file.read_bytes())

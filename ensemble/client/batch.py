@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -52,22 +52,13 @@ def batches(histories: Sequence[object], interface: Interface) -> list[Batch]:
 def _read(history: object, number: int, count: int, interface: Interface) -> dict[str, np.ndarray]:
     """One history's arrays by input name, each of its own length."""
     contract, words = interface.contract, interface.contract.words
-    of = f" ({words.history} {number} of the call)" if count > 1 else ""
-    if not isinstance(history, Mapping):
-        _refuse(f"{words.history} {number} is {reprlib.repr(history)}; needed is a mapping of {_taken(interface)}")
-    known = {tensor.name: tensor for tensor in interface.inputs}
-    for name in history:
-        if name not in known:
-            _refuse(f"{name!r} is no input of {interface.name}; it takes {_taken(interface)}{of}")
+    of = _place(number, count, interface)
     arrays = {}
-    for name, tensor in known.items():
-        if name not in history:
-            if not tensor.optional:
-                _refuse(f"{name} is missing; this model needs it of each {words.history}{of}")
-            continue
+    for tensor, value in named(history, number, count, interface):
+        name = tensor.name
         allowed = {**contract.inputs, **contract.contexts}[name]
         steps = words.steps if name in contract.inputs else None
-        arrays[name] = _array(history[name], tensor, allowed, f"{name}: {words.history} {number}", steps)
+        arrays[name] = as_array(value, tensor, allowed, f"{name}: {words.history} {number}", steps)
     for name, allowed in contract.contexts.items():
         if name in arrays and _is_padded(name, interface):  # what pads the shorter ones of a request is no value of one
             values = arrays[name]
@@ -78,20 +69,40 @@ def _read(history: object, number: int, count: int, interface: Interface) -> dic
     for name, values in others:
         if len(values) != len(first):
             shapes = [[1, *array.shape] for array in (first, values)]
-            _refuse(
+            refuse(
                 f"{leading} has shape {shapes[0]} and {name} {shapes[1]}; both need the same [{words.histories}, "
                 f"{words.steps}]{of}"
             )
     if len(first) and all(_is_padding(arrays[name][-1], allowed) for name, allowed in contract.inputs.items()):
         fill = contract.inputs[leading].padding
-        _refuse(
+        refuse(
             f"{leading}: {words.history} {number} ends in {'NaN' if np.isnan(fill) else fill}, which stands for padding; "
             "leave the padding out, the client does it"
         )
     return arrays
 
 
-def _array(value: object, tensor: Tensor, allowed: Values, where: str, steps: str | None) -> np.ndarray:
+def named(history: object, number: int, count: int, interface: Interface) -> Iterator[tuple[Tensor, Any]]:
+    """One history's inputs and their values, in the interface's order; refuses what is no history of this model."""
+    words, of = interface.contract.words, _place(number, count, interface)
+    if not isinstance(history, Mapping):
+        refuse(f"{words.history} {number} is {reprlib.repr(history)}; needed is a mapping of {_taken(interface)}")
+    known = [tensor.name for tensor in interface.inputs]
+    for name in history:
+        if name not in known:
+            refuse(f"{name!r} is no input of {interface.name}; it takes {_taken(interface)}{of}")
+    for tensor in interface.inputs:
+        if tensor.name in history:
+            yield tensor, history[tensor.name]
+        elif not tensor.optional:
+            refuse(f"{tensor.name} is missing; this model needs it of each {words.history}{of}")
+
+
+def _place(number: int, count: int, interface: Interface) -> str:
+    return f" ({interface.contract.words.history} {number} of the call)" if count > 1 else ""
+
+
+def as_array(value: object, tensor: Tensor, allowed: Values, where: str, steps: str | None) -> np.ndarray:
     """A value of the tensor's type, if that loses nothing; floating-point numbers are rounded to FP32.
 
     steps: what those of a history are called; None: it is a context.
@@ -99,20 +110,20 @@ def _array(value: object, tensor: Tensor, allowed: Values, where: str, steps: st
     lead = [] if steps is None else [steps]
     needed = f"[{', '.join(map(str, [*lead, *allowed.shape]))}]" if lead or allowed.shape else "one number"
     if np.ma.is_masked(value):
-        _refuse(f"{where} has masked values; needed is {needed}, without gaps")
+        refuse(f"{where} has masked values; needed is {needed}, without gaps")
     try:
         array = np.asarray(value)
         if array.dtype.kind in "OUS":
             array = np.asarray(value, object)  # each element as it was given
     except (TypeError, ValueError, RuntimeError):
-        _refuse(f"{where} has lists of unequal length; needed is {needed}")
+        refuse(f"{where} has lists of unequal length; needed is {needed}")
     if not array.size and array.ndim == 1:
         array = np.zeros((0, *allowed.shape) if lead else array.shape)
     shape = array.shape[len(lead) :]
     fits = array.ndim == len(lead) + len(allowed.shape)
     if not (fits and all(size in (-1, given) for size, given in zip(allowed.shape, shape, strict=True))):
         given = f"has shape {list(array.shape)}" if array.ndim else f"is {reprlib.repr(value)}"
-        _refuse(f"{where} {given}; needed is {needed}")
+        refuse(f"{where} {given}; needed is {needed}")
     kind = np.dtype(triton_to_np_dtype(tensor.dtype))
     if array.dtype.kind == "O":
         array = _of_objects(array, allowed, where)
@@ -153,7 +164,7 @@ def _of_objects(array: np.ndarray, allowed: Values, where: str) -> np.ndarray:
 def _refuse_value(array: np.ndarray, position: tuple[int, ...], allowed: Values, where: str) -> NoReturn:
     value = array[position]
     at = f", position {', '.join(map(str, position))}" if position else ""
-    _refuse(f"{where}{at} is {value.item() if isinstance(value, np.generic) else value!r}; allowed are {allowed.said}")
+    refuse(f"{where}{at} is {value.item() if isinstance(value, np.generic) else value!r}; allowed are {allowed.said}")
 
 
 def _kind(arrays: Mapping[str, np.ndarray], interface: Interface) -> tuple[Any, ...]:
@@ -196,9 +207,13 @@ def _check(batch: Batch, interface: Interface) -> None:
                 batch.arrays, lengths, {s.name: batch.arrays[s.of].dtype for s in contract.core if s.of in batch.arrays}
             )
     except RefusedError as e:
-        found = re.compile(rf"\b{re.escape(contract.words.history)} (\d+)\b")
-        message = found.sub(lambda m: f"{contract.words.history} {batch.numbers[int(m[1])]}", str(e), count=1)
-        raise InvalidRequestError(message, "INVALID_ARGUMENT") from e
+        refuse(renumbered(str(e), batch.numbers, contract.words.history), e)
+
+
+def renumbered(message: str, numbers_: Sequence[int], word: str) -> str:
+    """What is said of a history of a request, said of the call's."""
+    found = re.compile(rf"\b{re.escape(word)} (\d+)\b")
+    return found.sub(lambda m: f"{word} {numbers_[int(m[1])]}", message, count=1)
 
 
 def _is_padding(step: np.ndarray, allowed: Values) -> bool:
@@ -209,5 +224,6 @@ def _taken(interface: Interface) -> str:
     return ", ".join(f"{tensor.name}{' (optional)' if tensor.optional else ''}" for tensor in interface.inputs)
 
 
-def _refuse(message: str) -> NoReturn:
-    raise InvalidRequestError(message, "INVALID_ARGUMENT")
+def refuse(message: str, why: Exception | None = None) -> NoReturn:
+    """Raise InvalidRequestError."""
+    raise InvalidRequestError(message, "INVALID_ARGUMENT") from why

@@ -52,6 +52,8 @@ def limits(interface: Interface | None) -> list[tuple[str, int]]:
             histories * sum(size(tensor, longest) for tensor in tensors)
             for tensors in (interface.inputs, interface.outputs)
         )
+        if any(tensor.dtype == "BYTES" for tensor in interface.inputs):  # a text is as long as it is
+            sent = LARGEST_MESSAGE
     return [
         ("grpc.max_send_message_length", min(sent + ENVELOPE, LARGEST_MESSAGE)),
         ("grpc.max_receive_message_length", min(received + ENVELOPE, LARGEST_MESSAGE)),

@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from ensemble.client import knowledge_tracing as learners
+from ensemble.client import raw
 from ensemble.client.batch import batches
 from ensemble.client.channel import Tls, credentials, endpoint, limits
 from ensemble.client.retry import Retry, count, seconds
@@ -165,8 +166,8 @@ class Protocol:
     ) -> Call:
         histories = given if isinstance(given, list) else [given]
         wanted = _wanted(interface, answers)
-        made = batches(histories, interface)
-        for batch in made:
+        made = (raw.batches if interface.function else batches)(histories, interface)
+        for batch in [] if interface.function else made:
             lacking = next((answer for answer in wanted if answer.at and answer.at not in batch.arrays), None)
             if lacking is not None:
                 raise InvalidRequestError(
@@ -191,10 +192,9 @@ class Protocol:
         self, interface: Interface, first: int, arrays: Mapping[str, np.ndarray], wanted: Sequence[str], carried: bool
     ) -> Request:
         inputs = [tensor for tensor in interface.inputs if tensor.name in arrays]
-        contexts = interface.contract.contexts
         # Triton knows no single number a history: a context of one is [batch, 1].
         values = [
-            (arrays[t.name][:, None] if t.name in contexts and not contexts[t.name].shape else arrays[t.name]).astype(
+            (arrays[t.name] if arrays[t.name].ndim > 1 else arrays[t.name][:, None]).astype(
                 triton_to_np_dtype(t.dtype), copy=False
             )
             for t in inputs
@@ -220,7 +220,7 @@ class Protocol:
             if tensor.name in wanted
         }
         if carried:
-            message.raw_input_contents.extend(value.tobytes() for value in values)
+            message.raw_input_contents.extend(map(raw.as_sent, values))
         return Request(first, len(values[0]), message, shapes, () if carried else values)
 
     def arrays(
@@ -328,7 +328,7 @@ def _share(
         if answer.picks:
             picked = own[0] != PADDING  # the server fills up where a history leaves fewer columns
             own = [values[picked] for values in own]
-        elif answer.at is not None:
+        elif answer.at is not None and answer.at in given:  # else a function named the columns
             own = [values[: len(given[answer.at])] for values in own]
         share.update(zip(answer.tensors, own, strict=True))
     return share

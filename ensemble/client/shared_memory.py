@@ -17,6 +17,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
+from ensemble.client.raw import as_sent
 from ensemble.client.retry import remaining
 from ensemble.errors import ServingError, UnavailableError
 from ensemble.interface import Interface, size
@@ -168,6 +169,8 @@ class SharedMemory:
     ) -> None:
         """Write the values where they fit, else into the message, and say in it where its tensors are and go."""
         (requests, region), (answers, _) = self._regions
+        if any(value.dtype == np.object_ for value in values):
+            values = [np.frombuffer(as_sent(value), np.uint8) for value in values]
         if sum(value.nbytes for value in values) <= self._room:
             offset = 0
             for tensor, value in zip(message.inputs, values, strict=True):

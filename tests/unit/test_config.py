@@ -12,7 +12,7 @@ from ensemble.contract import Contract
 from ensemble.spec import Spec
 from ensemble.tables import PYTHON_STEPS
 
-COPIES = tuple(f"/{name}" for name in (*repository.COPIED, "chain.py"))
+COPIES = tuple(f"/{name}" for name in (*repository.COPIED, repository.FIRST, repository.LAST))
 
 
 def test_tracked_repository_is_what_the_spec_says(spec):
@@ -75,7 +75,14 @@ def test_steps_import_what_a_stock_container_has(step):
     tree = ast.parse((ROOT / "models" / step / "1" / "model.py").read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported <= {*sys.stdlib_module_names, "numpy", "triton_python_backend_utils", "contract", "chain"}
+    assert imported <= {
+        *sys.stdlib_module_names,
+        "numpy",
+        "triton_python_backend_utils",
+        "contract",
+        "function",
+        "chain",
+    }
 
 
 def test_buckets_leave_the_cores_width_open_and_warm_every_one(spec):

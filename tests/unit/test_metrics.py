@@ -43,7 +43,7 @@ def counted(preprocess: ModuleType, monkeypatch: pytest.MonkeyPatch):
     def run(note) -> dict[tuple[str, str], float]:
         MetricFamily.made = {}
         monkeypatch.setattr(preprocess.pb_utils, "MetricFamily", MetricFamily, raising=False)
-        metrics = preprocess.Metrics(OF._replace(widths=(10,)))
+        metrics = preprocess.Metrics(OF._replace(widths=(10,)), OF.reasons)
         note(metrics)
         metrics.stop()
         return {key: metric.value for key, metric in MetricFamily.made.items() if metric.value}

@@ -46,6 +46,7 @@ STEP = {
     "numpy",
     "triton_python_backend_utils",
     ".contract",
+    ".function",
     ".values",
     ".window",
     ".chain",

@@ -1,15 +1,17 @@
 """First step of the ensemble: checks histories and hands the core windows of one of a few widths.
 
 What is checked and how windows are taken stands in contract.py beside this file, a copy of `ensemble/contract.py`, and what
-this model asks for in the parameter `contract`.
+this model asks for in the parameter `contract`. Where there is a parameter `function`, one's own function in own/ makes of a
+request what is checked; how, stands in function.py, a copy too.
 
 It also tells what it sees: Prometheus metrics beside Triton's own, and a line in the log for a refused request. Where the
 environment variable LASTROW_DRAIN names a file, requests are refused as soon as that file is there, so that a server which
 is about to stop finishes what it has and takes nothing new.
 
 Each input comes with an axis of 1 behind the batch, which is dropped:
-    inputs   of the contract, histories [batch, any, ...] and contexts [batch, ...]
-    outputs  what the core gets, of the types in config.pbtxt: [batch, width, ...]; of one number a history [batch, 1]
+    inputs   of the contract, histories [batch, any, ...] and contexts [batch, ...], or what the function takes [batch, ...]
+    outputs  what the core gets, of the types in config.pbtxt: [batch, width, ...]; of one number a history [batch, 1]; and
+             what last steps see of what the function made, [batch, any]
 """
 
 import collections
@@ -18,11 +20,13 @@ import os
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .contract import Contract, RefusedError, batch_of
+from .contract import PADDING, Contract, RefusedError, batch_of
+from .function import FOLDER, Function
 
 DRAIN = "LASTROW_DRAIN"
 PUBLISHED_EVERY_S = 1.0
@@ -39,7 +43,7 @@ class Metrics:
     have to be told of every learner and is unknown to older servers.
     """
 
-    def __init__(self, contract):
+    def __init__(self, contract, reasons):
         self.window, words = contract.widths[-1], contract.words
         # Far more than a second's requests: were the thread to end, its notes would still not fill the memory.
         self._lengths = collections.deque(maxlen=NOTES)
@@ -55,9 +59,7 @@ class Metrics:
         self._buckets = self._counters(f"{name}_bucket", text, "le", ends)
         self._sum = self._counter(f"{name}_sum", text)
         self._count = self._counter(f"{name}_count", text)
-        self._refused = self._counters(
-            "lastrow_refusals_total", "Requests refused, by reason", "reason", contract.reasons
-        )
+        self._refused = self._counters("lastrow_refusals_total", "Requests refused, by reason", "reason", reasons)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -130,14 +132,21 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.name = config["name"]
         self.contract = Contract.loads(config["parameters"]["contract"]["string_value"])
-        shapes = {name: values.shape for name, values in self.contract.contexts.items()}
-        self.inputs = [(x["name"], len(x["dims"]), shapes.get(x["name"])) for x in config["input"]]
+        self.function, takes, reasons = None, self.contract.contexts, self.contract.reasons
+        if "function" in config["parameters"]:
+            self.function = Function.loads(config["parameters"]["function"]["string_value"])
+            self.prepare = self.function.opened(Path(__file__).with_name(FOLDER))
+            takes, reasons = self.function.takes, tuple(dict.fromkeys((*reasons, *self.function.reasons)))
+        numbers = [name for name, given in takes.items() if given.shape == ()]  # which Triton has as [batch, 1]
+        self.inputs = [(x["name"], len(x["dims"]), x["name"] in numbers) for x in config["input"]]
+        made = self.function.returns if self.function else {}
+        self.seen = [x["name"] for x in config["output"] if x["name"] in made]  # by last steps
         self.types = {x["name"]: pb_utils.triton_string_to_numpy(x["data_type"]) for x in self.windows(config)}
         self.warming_up = len(config.get("model_warmup", []))  # requests of Triton's own, which nobody sent
         self.drain_file = os.environ.get(DRAIN)
         self.refusals = RefusalLog()
         try:
-            self.metrics = Metrics(self.contract)
+            self.metrics = Metrics(self.contract, reasons)
         except (AttributeError, pb_utils.TritonModelException) as e:
             # A server that is told to publish no metrics, or too old to take any, serves all the same.
             pb_utils.Logger.log_info(f"no metrics of this step: {e}")
@@ -172,25 +181,40 @@ class TritonPythonModel:
         return self._error(f"{self.name} failed at this request: {type(error).__name__}: {error}", "INTERNAL")
 
     def _answer(self, request):
-        _, fed = self.taken(request)
+        inputs, fed = self.taken(request)
+        for name in self.seen:  # an optional one that the function left out is padding alone
+            fed[name] = inputs.get(name, np.full((len(next(iter(fed.values()))), 1), PADDING, self.types[name]))
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, value if value.ndim > 1 else value[:, None]) for name, value in fed.items()]
         )
 
     def taken(self, request):
-        """A request's inputs by name, and what the core gets of them; raises RefusedError."""
+        """A request's inputs by name, as they are checked, and what the core gets of them; raises RefusedError."""
+        inputs = self._read(request)
+        if self.function is None:
+            return inputs, self._fed(inputs)
+        made = self.prepare(inputs)
+        try:
+            return made, self._fed(made)
+        except RefusedError as e:
+            raise self.function.said_of(e) from e
+
+    def _read(self, request):
         inputs = {}
-        for name, axes, shape in self.inputs:
+        for name, axes, is_number in self.inputs:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             if tensor is not None:  # an optional one may be missing
                 values = batch_of(tensor.as_numpy(), name, axes, self.contract.words)
-                inputs[name] = values[:, 0] if shape == () else values
+                inputs[name] = values[:, 0] if is_number else values
+        return inputs
+
+    def _fed(self, inputs):
         lengths = self.contract.check(inputs)
         if self.warming_up:
             self.warming_up -= 1
         elif self.metrics:
             self.metrics.accepted(lengths)
-        return inputs, self.contract.feed(inputs, lengths, self.types)
+        return self.contract.feed(inputs, lengths, self.types)
 
     def _refuse(self, request, refusal):
         if self.metrics:
