@@ -40,8 +40,9 @@ __all__ = [
 class Source(NamedTuple):
     """An input of the core: `of` an input of the request, or derived from how many of its steps are valid.
 
-    Derived are "lengths", how many; "mask", 1 where they are, and "padding", 1 where they are not; "positions", their
-    numbers from `start`; "token_types", zeros; "row", the number of the wanted one.
+    Derived are "lengths", how many; "mask", 1 where they are, and "padding", 1 where they are not; "additive_mask", to be
+    added to scores: 0 where they are, and the lowest number where they are not; "positions", their numbers from `start`;
+    "token_types", zeros; "row", the number of the wanted one.
 
     append: a number, or the name of a context, that stands behind the history as one more step. shift: the name of a
     context: each step is replaced by the one after it, and the last by that. columns: whether it is a context that names
@@ -216,6 +217,8 @@ class Contract(NamedTuple):
             return is_valid(valid, width, self.left)
         if source.of == "padding":
             return ~is_valid(valid, width, self.left)
+        if source.of == "additive_mask":
+            return np.where(is_valid(valid, width, self.left), np.float32(0), np.finfo(np.float32).min)
         if source.of == "positions":
             return positions(valid, width, self.left, source.start)
         if source.of == "token_types":

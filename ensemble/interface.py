@@ -61,7 +61,7 @@ class Interface:
             Answered(
                 answer.name,
                 tuple(tensor.name for tensor in answer.tensors),
-                next((link[1] for link in answer.chain if link[0] == "at"), None),
+                answer.at,
             )
             for answer in spec.answers
         )

@@ -246,6 +246,7 @@ class KnowledgeTracing(Spec):
                     (Tensor(dtype="FP32", shape=[-1], name=self.candidates.probabilities),),
                     [["at", asked.name], ["sigmoid"]],
                     (asked,),
+                    asked.name,
                 )
                 for core, (asked, _) in zip(self.cores[1:], self._candidates, strict=True)
                 if self.candidates is not None

@@ -24,7 +24,7 @@ from ensemble.sequence_tables import (
     SequenceModel,
     Wanted,
 )
-from ensemble.signature import DERIVED, INTEGER, recognised
+from ensemble.signature import DERIVED, INTEGER, TYPES, recognised
 from ensemble.spec import Answer, Core, Spec
 from ensemble.tables import CORE, POSTPROCESS, Count, Name, Tensor
 from ensemble.tables import Words as WordsTable
@@ -81,7 +81,8 @@ class Sequence(Spec):
             *((f"request.{name}.shape", each.shape) for name, each in self.request.items()),
             *((f"request.{name}.values", each.values or ()) for name, each in self.request.items()),
         ]:
-            unknown = next((size for size in sizes if isinstance(size, str) and size not in self.sizes), None)
+            known = [*self.sizes, *(self._lengths if where.startswith("outputs.") else ())]
+            unknown = next((size for size in sizes if isinstance(size, str) and size not in known), None)
             if unknown is not None:
                 raise ValueError(f"{where} says {unknown!r}; [sizes] has {', '.join(self.sizes) or 'nothing'}")
         context = " or ".join(self.context) or "a [context] table, of which there is none"
@@ -121,6 +122,20 @@ class Sequence(Spec):
             shape = self.outputs[wanted.of or next(iter(self.outputs))].shape
             if wanted.count and shape and wanted.count > self._size(shape[-1]):
                 raise ValueError(f"answer {wanted.name} picks {wanted.count} of {self._size(shape[-1])} columns")
+            about = self._about(wanted.of or next(iter(self.outputs)))
+            if about and any(link[0] in ("leave_out", "top", "nearest", "at") for link in wanted.links):
+                raise ValueError(
+                    f"answer {wanted.name}: its columns are those of {about}, and all of them are answered"
+                )
+            if about and (
+                shape[0] != about
+                or self.context[about].padding is not None
+                or self._is_optional(about, self.context[about])
+            ):
+                raise ValueError(
+                    f"answer {wanted.name} has one of each {about}: that comes first in its shape, and context.{about} has "
+                    "neither padding nor default, so that nobody gets an answer to what was not asked"
+                )
             if (wanted.count or wanted.at) and len(shape) != 1:
                 raise ValueError(f"answer {wanted.name}: columns are picked from an output of shape [columns] alone")
             self._check_columns(wanted, shape)
@@ -165,7 +180,18 @@ class Sequence(Spec):
         return self.history.get(name) or self.context.get(name) or Input(dtype="FP32")
 
     def _size(self, size: Number | float) -> int:
-        return self.sizes[size] if isinstance(size, str) else int(size)
+        return self.sizes.get(size, -1) if isinstance(size, str) else int(size)
+
+    @property
+    def _lengths(self) -> list[str]:
+        """The contexts of any length, as many as which an output may have."""
+        return [name for name, given in self.context.items() if -1 in given.shape]
+
+    def _about(self, output: str) -> str | None:
+        """The context that an output has a number, or a row, for each of."""
+        return next(
+            (size for size in self.outputs[output].shape if size in self._lengths and size not in self.sizes), None
+        )
 
     def _allowed(self, name: str, given: Input) -> Values:
         shape = tuple(self._size(size) for size in given.shape)
@@ -333,8 +359,8 @@ class Sequence(Spec):
         """What an input is fed as where the spec does not say: half the bytes of INT64, where that holds all there is."""
         if source.of in (*self.history, *self.context) and self._input(source.of).dtype == "FP32":
             return "FP32"
-        if source.of == "padding":
-            return "BOOL"
+        if source.of in TYPES:
+            return TYPES[source.of]
         low, high = self.holds(source) or (0, 0)
         return INTEGER if is_int32(low, high) else "INT64"
 
@@ -376,7 +402,8 @@ class Sequence(Spec):
             seen = [link[1] for link in wanted.links if link[0] in ("leave_out", "at")]
             asked = tuple(tensor for tensor in self.checked if tensor.name in seen)
             step = f"{POSTPROCESS}_{wanted.name}" if number else POSTPROCESS
-            made.append(Answer(wanted.name, step, of, tuple(tensors), chain, asked))
+            about = wanted.at or self._about(wanted.of or next(iter(self.outputs)))
+            made.append(Answer(wanted.name, step, of, tuple(tensors), chain, asked, about))
         return tuple(made)
 
     def _start(self, history: str) -> int:

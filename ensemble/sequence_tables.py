@@ -100,7 +100,7 @@ class Fed(Table):
 
 
 class Output(Table):
-    """What the model answers: its shape, of one row."""
+    """What the model answers: its shape, of one row; the name of a context of any length is as many as that has."""
 
     shape: tuple[int | Name, ...] = ()
 
@@ -108,7 +108,7 @@ class Output(Table):
 class Row(Table):
     """Which row is wanted: by number, or what all valid ones amount to; "own": the model answers one row by itself.
 
-    index: for "index", the context that says which step of the history, from 0.
+    index: for "index", the context that says which step of the history, from 0; and for "own", if the model is fed "row".
     """
 
     select: Literal["last", "first", "index", "mean", "max", "own"] = "last"
@@ -116,8 +116,8 @@ class Row(Table):
 
     @model_validator(mode="after")
     def _index_says_which(self) -> Row:
-        if (self.select == "index") != (self.index is not None):
-            raise ValueError('index names the context that says which step, and goes with select = "index" alone')
+        if (self.select == "index") != (self.index is not None) and not (self.select == "own" and self.index):
+            raise ValueError('index names the context that says which step, and goes with select = "index" or "own"')
         return self
 
 

@@ -10,12 +10,14 @@ DERIVED = {
     "lengths": ("lengths", "length", "seq_len", "seq_lens", "item_seq_len", "token_lengths", "input_lengths", "x_len"),
     "mask": ("attention_mask", "mask", "input_mask", "valid_mask"),
     "padding": ("key_padding_mask", "src_key_padding_mask", "padding_mask"),
+    "additive_mask": ("additive_mask", "attention_bias", "attn_bias"),
     "positions": ("position_ids", "positions", "pos_ids"),
     "token_types": ("token_type_ids", "segment_ids"),
     "row": ("row",),
 }
 KNOWN = {name: of for of, names in DERIVED.items() for name in names}  # what a name asks for
 INTEGER = "INT32"  # of what is derived
+TYPES = {"padding": "BOOL", "additive_mask": "FP32"}  # and what that is not
 
 
 def recognised(names: Sequence[str], histories: Sequence[str], contexts: Sequence[str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ class Answer(NamedTuple):
     """What a step makes of what the core answers.
 
     name: what clients call it. of: what it reads of a core. chain: its links, as `ensemble.chain` has them. seen: inputs of
-    a request that they name.
+    a request that they name. at: the context of which it has one number each.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Answer(NamedTuple):
     tensors: tuple[Tensor, ...]
     chain: list[list[Any]]
     seen: tuple[Tensor, ...] = ()
+    at: str | None = None
 
 
 class Core(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.nn.modules import transformer
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from build.core.reduce import narrow
 from build.core.reduce.file import load, open_session, save
-from build.core.served import BATCH, TIME, Served, axes_of, check, example, own_outputs
+from build.core.served import BATCH, TIME, Served, axes_of, check, example, is_whole, own_outputs
 from ensemble.errors import LastrowError
 from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.sequence import Sequence
@@ -31,6 +32,7 @@ from ensemble.tables import Tensor as TensorTable
 IR_VERSION = 8
 EXAMPLE = (2, 7)  # batch and time that exporters trace
 _TRACED = (EXAMPLE[1], EXAMPLE[1] + 2)  # times at which it is asked whether a trace has a copy of something a row
+MOST_UNROLLED = 6000  # operators of a loop: minutes of export, and a graph that is slow to load, beyond
 NEWEST_OPSET = 21  # beyond, a file may use types that came with later versions
 
 
@@ -53,44 +55,87 @@ def export(model: nn.Module, spec: Spec) -> Full:
     """Export with batch and time dynamic, inputs INT32.
 
     The current exporter (dynamo) comes first. It takes time for fixed behind a recurrent layer whose output is reshaped;
-    where that happens, the older one (TorchScript) has its turn.
+    where that happens, the older one (TorchScript) has its turn. A model that has another number of operators for each
+    number of steps (a loop in Python), or that takes whole windows alone, is exported at its window, where that is all that
+    the core ever gets.
 
     Raises:
         ExportError: neither gives a model that runs at other sizes than the example's, or the model loops over time in
-            Python. That is asked first: the exporters find out late, and say something else.
+            Python, and its window is too long for that, or there are several. That is asked first: the exporters find out
+            late, and say something else.
     """
     check(model, spec)
     module = Served(model, spec, single=True)
-    _check_no_loop(model, module, spec)
+    loops = _loops(model, module, spec)
     reasons = []
-    for dynamo in (True, False):
+    for fixed, dynamo in (
+        [(True, False)] if loops else [(False, True), (False, False), *[(True, False)] * is_whole(spec)]
+    ):
         try:
-            with _quiet(), _masks_unread():
-                exported = _export(module, spec, dynamo)
-            _run_elsewhere(exported, spec)
+            with _quiet(), _packed_states(), _masks_unread():
+                exported = _export(module, spec, dynamo, spec.model.window if fixed else None)
+            _run_elsewhere(exported, spec, spec.model.window if fixed else None)
         # What tracing somebody's code, and loading what became of it, may raise has no common base.
         except Exception as e:
             reasons.append(next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__))
         else:
             return _adopted(exported, spec)
+    others = f" (and with the older exporter: {reasons[1]})" if len(reasons) > 1 else ""
     raise ExportError(
-        f"PyTorch cannot export {type(model).__name__} with batch and time dynamic: {reasons[0]} (and with the older "
-        f"exporter: {reasons[1]}). Export it yourself and give the ONNX file as CHECKPOINT="
+        f"PyTorch cannot export {type(model).__name__} with batch{' and time' * (not loops)} dynamic: {reasons[0]}{others}. "
+        "Export it yourself and give the ONNX file as CHECKPOINT="
     )
 
 
-def _check_no_loop(model: nn.Module, module: nn.Module, spec: Spec) -> None:
-    """Refuse a model whose traced graph has a copy of a step for each row of the example: it grows with the example."""
+def _loops(model: nn.Module, module: nn.Module, spec: Spec) -> bool:
+    """Whether a model's traced graph has a copy of a step for each row of the example.
+
+    Raises:
+        ExportError: it has, and there is no one window to export it at, or one of too many steps.
+    """
     counts = [_operators(module, spec, rows) for rows in _TRACED]
     if not 0 < counts[0] < counts[1]:
-        return
+        return False
+    steps = spec.model.window - _TRACED[0]
+    operators = counts[0] + (counts[1] - counts[0]) * steps // (_TRACED[1] - _TRACED[0])
+    if is_whole(spec) and operators <= MOST_UNROLLED:
+        return True
+    obstacle = (
+        f"at the window of {spec.model.window} it would be {operators}, and {MOST_UNROLLED} are unrolled at most"
+        if is_whole(spec)
+        else "and this spec has windows of more than one width (model.buckets, or model.padding)"
+    )
     raise ExportError(
         f"{type(model).__name__} loops over time in Python: traced with {_TRACED[0]} rows it is {counts[0]} operators, with "
-        f"{_TRACED[1]} rows {counts[1]}, so what is exported has as many steps as the example has rows. Let a recurrent "
-        "layer (torch.nn.LSTM, GRU, RNN) run the loop. Or export it yourself at a fixed "
-        f"window, with an example of [1, {spec.model.window}] and the batch alone dynamic, and give the ONNX file as "
-        "CHECKPOINT="
+        f"{_TRACED[1]} rows {counts[1]}; {obstacle}: let a recurrent layer (torch.nn.LSTM, GRU, RNN) run the loop, or take "
+        "one shorter window, model.buckets = []"
     )
+
+
+@contextmanager
+def _packed_states() -> Iterator[None]:
+    """The older exporter knows packed rows by where they are padded again, which nobody does who takes the last state alone:
+    that state is made to depend on the padded rows, by adding nothing of them."""
+    layers: tuple[Any, ...] = (nn.GRU, nn.LSTM, nn.RNN)
+    originals = [layer.forward for layer in layers]
+
+    def padded(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(layer: nn.Module, given: Any, states: Any = None) -> Any:
+            rows, state = forward(layer, given, states)
+            if isinstance(rows, PackedSequence):
+                nothing = pad_packed_sequence(rows)[0][:0].sum()
+                state = tuple(each + nothing for each in state) if isinstance(state, tuple) else state + nothing
+            return rows, state
+
+        return run
+
+    try:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.forward = padded(original)
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.forward = original
 
 
 def _operators(module: nn.Module, spec: Spec, rows: int) -> int:
@@ -106,13 +151,13 @@ def _operators(module: nn.Module, spec: Spec, rows: int) -> int:
     return sum(1 for _ in graph.nodes())
 
 
-def _export(module: nn.Module, spec: Spec, dynamo: bool) -> ir.Model:
-    axes = [dict(enumerate(each)) for each in axes_of(spec).values()]
+def _export(module: nn.Module, spec: Spec, dynamo: bool, fixed: int | None) -> ir.Model:
+    axes = [{n: axis for n, axis in enumerate(each) if axis != TIME or not fixed} for each in axes_of(spec).values()]
     inputs, outputs = list(axes_of(spec)), [f"{tensor.name}" for tensor in full_outputs(spec)]
-    example = _tensors(spec, EXAMPLE[0], min(EXAMPLE[1], spec.model.window))
+    example = _tensors(spec, EXAMPLE[0], fixed or min(EXAMPLE[1], spec.model.window))
     names: dict[str, Any] = {"input_names": inputs, "output_names": outputs, "opset_version": spec.export.opset}
     if not dynamo:
-        whole = {0: BATCH} if _is_own(spec) else {0: BATCH, 1: TIME}
+        whole = {0: BATCH} if _is_own(spec) or fixed else {0: BATCH, 1: TIME}
         shapes = {**dict(zip(inputs, axes, strict=True)), **dict.fromkeys(outputs, whole)}
         with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
             file = Path(folder) / "model.onnx"
@@ -159,9 +204,9 @@ def _masks_unread() -> Iterator[None]:
         transformer._detect_is_causal_mask = looks
 
 
-def _run_elsewhere(model: ir.Model, spec: Spec) -> None:
-    """Run the model at a batch and a time that the exporter has not seen."""
-    time = min(EXAMPLE[1] + 4, spec.model.window)
+def _run_elsewhere(model: ir.Model, spec: Spec, fixed: int | None) -> None:
+    """Run the model at a batch and a time that the exporter has not seen; fixed: but for the only one that it takes."""
+    time = fixed or min(EXAMPLE[1] + 4, spec.model.window)
     with tempfile.TemporaryDirectory(prefix="lastrow-") as folder:
         save(model, Path(folder) / "model.onnx")
         session = open_session(Path(folder) / "model.onnx")
@@ -309,7 +354,7 @@ def _adopted(model: ir.Model, spec: Spec) -> Full:
     for value, tensor in zip(graph.outputs, full_outputs(spec), strict=True):
         value.name = tensor.name
         dims = spec.dims(tensor) if isinstance(spec, Sequence) else [spec.sizes_by_name["problems"]]
-        value.shape = ir.Shape([BATCH, *rows, *dims])
+        value.shape = ir.Shape([BATCH, *rows, *(f"{tensor.name}_any" if size == -1 else size for size in dims)])
     narrow(model)
     if isinstance(spec, Sequence):  # what INT32 does not hold goes all the way
         for value in _wide(model, spec):

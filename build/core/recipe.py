@@ -143,7 +143,7 @@ def declared(spec: Sequence) -> Declared:
             lengths.add(source.name)
         elif source.of == "mask" and right:
             masks.add(source.name)
-        elif source.of in ("mask", "padding", "token_types", "lengths"):
+        elif source.of in ("mask", "padding", "additive_mask", "token_types", "lengths"):
             of = {"mask": (1, 1), "lengths": (spec.model.window, spec.model.window)}.get(source.of, (0, 0))
             ranges[source.name] = of
         elif source.of == "positions":

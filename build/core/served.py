@@ -133,6 +133,7 @@ def check(model: nn.Module, spec: Spec) -> None:
     for name, tensor, answer in zip(spec.outputs, spec.cores[0].outputs, answers, strict=True):
         rows = [] if spec.row.select == "own" else [time]
         needed = [batch, *rows, *spec.dims(tensor)]
+        needed = [batch + 1 if size == -1 else size for size in needed]  # as many as `example` has of any length
         if list(answer.shape) != needed:
             raise SignatureError(
                 f"outputs.{name}: for {batch} histories of {time} {spec.words.steps} {type(model).__name__} answers "
@@ -143,8 +144,15 @@ def check(model: nn.Module, spec: Spec) -> None:
             raise SignatureError(f"outputs.{name} is {answer.dtype}; served are floating-point numbers")
 
 
+def is_whole(spec: Spec) -> bool:
+    """Whether the core always gets the whole window: one width, and nothing that is not padded to it."""
+    return isinstance(spec, SequenceSpec) and len(spec.model.widths) == 1 and not spec.contract.even
+
+
 def _time(spec: Spec) -> int:
-    """Rows that a model is tried on."""
+    """Rows that a model is tried on: those that its author pads in front to, or a few."""
+    if is_whole(spec) and spec.contract.left:
+        return spec.model.window
     return min(spec.model.window, max(7, spec.shortest_history))
 
 
