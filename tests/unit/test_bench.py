@@ -23,13 +23,13 @@ from build.bench.peers import report as peers
 from build.core.reduce.cost import RATES
 from build.repository.workspace import PRESETS, Workspace
 from ensemble.learners.history import History, windows
-from ensemble.spec import Spec
+from ensemble.spec import DEFAULT_SPEC, Spec
 
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [
-        (None, ["0", *"123456", "7a", "7b", "8", "9", "10", "11a", "11b", "11c", "11d", "11e", "11f", "12", "floor"]),
+        (None, ["0", *"123456", "7a", "7b", "8", "9", "10", "11a", "11b", "11c", "11d", "11e", "11f", "12", "13", "floor"]),
         ("11", ["11a", "11b", "11c", "11d", "11e", "11f"]),
         ("11c,floor", ["11c", "floor"]),
         ("1", ["1"]),
@@ -41,9 +41,9 @@ def test_rungs_are_selected_by_number(text: str | None, numbers: list[str]):
     assert list(dict.fromkeys(r.number for r in rung.select(text))) == numbers
 
 
-@pytest.mark.parametrize("text", ["13", "naive", "1-", "", "3-13"])
+@pytest.mark.parametrize("text", ["14", "naive", "1-", "", "3-14"])
 def test_a_rung_that_is_not_there_is_named(text: str):
-    with pytest.raises(rung.RungError, match="there are 0 to 12 and floor"):
+    with pytest.raises(rung.RungError, match="there are 0 to 13 and floor"):
         rung.select(text)
 
 
@@ -127,6 +127,30 @@ def test_bytes_fall_from_rung_to_rung(spec: Spec):
     assert sizes["head"]["core to postprocess"] == 14041 * 4
     assert sizes["int32"]["request"] == 8192 // 2 * 1
     assert sizes["widths"] == sizes["length"] == sizes["int32"]
+
+
+@pytest.mark.parametrize("name", ["knowledge_tracing", "sasrec", "gru4rec", "forecaster"])
+def test_the_rung_of_one_model_is_the_tuned_one_in_the_other_layout(name: str):
+    spec = Spec.read(DEFAULT_SPEC.with_name(f"{name}.toml"))
+    single = rung.in_one_model(spec).spec
+    assert differing(spec.model_dump(), single.model_dump()) == {"serve.layout"}
+    (one,) = [r for r in rung.rungs(spec) if r.name == "one model"]
+    assert (one.number, one.variant, one.skipped) == ("13", "single", None)
+    assert hops(single, one) == {way: hops(spec, one)[way] for way in ("request", "reply")}
+    # Whatever the layout of the spec, all other rungs are the ensemble's.
+    others = [made.spec for made in rung.variants(single).values()] + rung.candidates(single, quick=True)
+    assert {other.serve.layout for other in others} == {"ensemble"}
+
+
+def test_one_model_selects_no_row(spec: Spec):
+    (one,) = [r for r in rung.rungs(variant.changed(spec, reduce__where="postprocess")) if r.name == "one model"]
+    assert one.skipped is not None
+    assert 'reduce.where = "core"' in one.skipped
+
+
+def test_a_model_that_does_it_all_has_a_part_of_its_own():
+    parts = waterfall.named({"queue": 1.0, "sasrec": 2.0, "core_scores": 3.0, "naive": 4.0})
+    assert {name: ms for name, ms in parts.items() if ms} == {"queue": 1.0, "core": 7.0, "one model": 2.0}
 
 
 def test_candidates_share_the_cores_out(spec: Spec):
@@ -228,7 +252,9 @@ def test_the_readmes_show_the_published_ladder(tmp_path):
 def test_the_readme_shows_the_published_peers():
     found, readme = published("peers"), publication.README.read_text(encoding="utf-8")
     assert publication.published(readme, "peers", peers.section(found)) == readme
-    assert {server["name"] for server in found["servers"]} == {comparison.OURS, *(p.name for p in peer.PEERS)}
+    names = [server["name"] for server in found["servers"]]
+    assert comparison.OURS in names
+    assert set(names) <= {comparison.OURS, *(p.name for p in peer.PEERS)}  # a peer may be newer than the figures
 
 
 def test_every_published_rung_adds_up():
@@ -280,9 +306,9 @@ def test_a_ladder_of_any_model_is_in_its_words_and_says_why_a_rung_is_none_of_it
     }  # fmt: skip
     assert "users a request" in {r.name for r in made}
     assert not any(word in f"{r.name} {r.change} {r.skipped}" for r in made for word in ("learner", "problem", "{"))
-    assert [r.number for r in rung.select("13", made)] == ["13"]
-    with pytest.raises(rung.RungError, match="there are 0 to 13 and floor"):
-        rung.select("14", made)
+    assert [r.name for r in rung.select("13,14", made)] == ["one model", "picked columns"]
+    with pytest.raises(rung.RungError, match="there are 0 to 14 and floor"):
+        rung.select("15", made)
 
 
 @pytest.mark.parametrize(
