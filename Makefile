@@ -22,7 +22,8 @@ URL ?=
 HTTP_URL ?=
 METRICS_URL ?=
 P99_MS ?=
-LENGTHS ?= $(firstword $(wildcard ../shared/data/*/))
+# Learners' lengths say something of knowledge tracing alone.
+LENGTHS ?= $(if $(SPEC)$(filter-out dkt gru transformer,$(NETWORK)),,$(firstword $(wildcard ../shared/data/*/)))
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
@@ -137,8 +138,8 @@ $(PEERS): pyproject.toml
 	.venv-peers/bin/python -m pip install --progress-bar on --group peers
 	@touch $(PEERS)
 
-bench-peers: $(SETUP) $(PEERS) ## serve the same core by other servers, in a .venv-peers of their own, and compare [QUICK=1 PUBLISH=1 SPEC= CHECKPOINT=]
-	@$(BIN)/python -m build bench-peers $(if $(SPEC),--spec '$(SPEC)') $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
+bench-peers: $(SETUP) $(PEERS) ## serve the same core by other servers, in a .venv-peers of their own, and compare [QUICK=1 PUBLISH=1 NETWORK= SPEC= CHECKPOINT= FACTORY= DATA= LEARNERS=]
+	@$(BIN)/python -m build bench-peers $(MODEL) $(if $(FACTORY),--factory '$(FACTORY)') \
 		$(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what it found [QUICK=1 URL=host:port HTTP_URL= METRICS_URL= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= OUT=]

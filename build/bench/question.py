@@ -9,10 +9,13 @@ import numpy as np
 from tritonclient.utils import triton_to_np_dtype
 
 from build.bench import reply
+from build.model.forecast import series
 from build.model.interactions import read_folds
+from build.model.next_item import histories
 from build.model.simulation import LENGTH_SIGMA, LONGEST, MEDIAN_LENGTH, SHORTEST
 from build.repository.workspace import Workspace
 from ensemble.contract import PADDING
+from ensemble.errors import LastrowError
 from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.learners.history import History, pad
 from ensemble.sample import draw, random_request
@@ -54,14 +57,46 @@ def lengths(count: int, seed: int = 0) -> list[int]:
     return [int(length) for length in np.clip(np.exp(normal), SHORTEST, LONGEST)]
 
 
-def mix(workspace: Workspace, folder: Path | None) -> list[Question]:
-    """Questions as long as simulated histories; knowledge tracing's as long as those of a folder's learners, if given."""
+def lengths_of(path: Path, spec: Spec) -> list[int]:
+    """How long the histories are that lie there, of any kind of model: all but the empty ones.
+
+    A folder of fold*.csv; a file in the format that the spec's network is trained on; or one with a length on each line.
+
+    Raises:
+        LastrowError: there are none, or they cannot be read.
+    """
+    kind = spec.network.type
+    if path.is_file() and all(line.strip().isdecimal() for line in path.read_text(errors="replace").split()):
+        found = [int(line) for line in path.read_text().split()]
+    elif path.is_file() and kind in ("sasrec", "gru4rec"):
+        found = [len(history) for history in histories.read(path)]
+    elif path.is_file() and kind == "forecaster":
+        found = [len(one) for one in series.read(path)]
+    else:
+        found = [len(history) for fold in read_folds(path) for history in fold]
+    if not any(found):
+        raise LastrowError(
+            f"{path} says no length of a history: give a folder of fold*.csv, a file of histories as {kind} is trained on, "
+            "or one with a whole number on each line"
+        )
+    return [min(length, spec.batching.longest_history) for length in found if length]
+
+
+def mix(workspace: Workspace, path: Path | None) -> list[Question]:
+    """Questions as long as the histories that lie at a path; without one as simulated histories are.
+
+    Raises:
+        LastrowError: as `lengths_of`.
+    """
     spec = workspace.spec
-    if not isinstance(spec, KnowledgeTracing):
-        return drawn(spec, lengths(MIXED))
-    learners = [history for fold in (read_folds(folder) if folder else workspace.folds()) for history in fold]
     rng = np.random.default_rng(0)
-    found = rng.choice([len(h) for h in learners if len(h)], MIXED)
+    if not isinstance(spec, KnowledgeTracing):
+        return drawn(spec, rng.choice(lengths_of(path, spec), MIXED).tolist() if path else lengths(MIXED))
+    if path is None:
+        lengths_there = [len(history) for fold in workspace.folds() for history in fold if len(history)]
+    else:
+        lengths_there = lengths_of(path, spec)
+    found = rng.choice(lengths_there, MIXED)
     problems = spec.model.problems
     return [History(str(n), rng.integers(0, problems, k), rng.integers(0, 2, k)) for n, k in enumerate(found)]
 
@@ -79,9 +114,9 @@ def together(spec: Spec, questions: Sequence[Question]) -> dict[str, Array]:
     >>> two["problem_ids"].tolist()
     [[5, 6], [9, -1]]
     """
-    histories = [question for question in questions if isinstance(question, History)]
-    if histories:
-        return dict(zip(spec.contract.inputs, pad(histories), strict=True))
+    learners = [question for question in questions if isinstance(question, History)]
+    if learners:
+        return dict(zip(spec.contract.inputs, pad(learners), strict=True))
     named: list[Mapping[str, Array]] = [question for question in questions if not isinstance(question, History)]
     return {name: _stacked([each[name] for each in named]) for name in named[0]}
 

@@ -13,7 +13,7 @@ from build.commands import repository
 from build.commands.options import Choice, takes
 from build.progress import answers, bar, board, say
 from build.repository import preparation
-from build.repository.workspace import Workspace
+from build.repository.workspace import NETWORKS, PRESETS, Workspace
 from ensemble.errors import LastrowError
 from ensemble.sequence import Sequence
 from ensemble.spec import Spec
@@ -61,7 +61,11 @@ def bench(
     choice: Choice,
     lengths: Annotated[
         Path | None,
-        typer.Option("--lengths", help="Folder of fold*.csv: as long as its learners are the mix's [default: --data]"),
+        typer.Option(
+            "--lengths",
+            help="As long as these histories are the mix's: a folder of fold*.csv, the network's own format, or a length a line "
+            "[default: --data]",
+        ),
     ] = None,
     rungs: Annotated[
         str | None, typer.Option("--rungs", help="Which, e.g. 0,1,4-8,floor [default: all of them]")
@@ -110,9 +114,10 @@ def _folder(spec: Spec) -> str:
 
 
 def _check_published(spec: Spec, publish: bool) -> None:
-    if publish and isinstance(spec, Sequence):
+    if publish and spec.network.type not in (*NETWORKS, *PRESETS):
         raise LastrowError(
-            f"published are knowledge tracing's figures, and {spec.model.name} is none: leave out PUBLISH=1"
+            f"published are the presets' figures, {', '.join((*NETWORKS, *PRESETS))}, and a network of type "
+            f"{spec.network.type} is of none: leave out PUBLISH=1"
         )
 
 
@@ -122,7 +127,7 @@ def bench_peers(
     quick: Annotated[bool, typer.Option("--quick", help="One round")] = False,
     publish: Annotated[bool, typer.Option("--publish", help="Write the table into the repository")] = False,
 ) -> None:
-    """Serve the same core by LitServe, BentoML, Ray Serve, FastAPI and PyTriton, and compare under the same load."""
+    """Serve the same core by LitServe, BentoML, Ray Serve, Mosec and others, and compare under the same load."""
     from build.bench import publication
     from build.bench.peers import comparison, report
     from build.repository import assembly
@@ -130,9 +135,7 @@ def bench_peers(
     workspace = choice.open()
     _check_published(workspace.spec, publish)
     preparation.train_if_missing(workspace)
-    folder = ARTIFACTS / "bench" / "peers"
-    if isinstance(workspace.spec, Sequence):
-        folder = folder / _folder(workspace.spec)
+    folder = ARTIFACTS / "bench" / "peers" / _folder(workspace.spec)
     built = assembly.build(workspace.spec, workspace.checkpoint, folder / "models")
     rounds, turn_s = (1, 1.0) if quick else (5, 2.0)
     with bar("peers") as update:

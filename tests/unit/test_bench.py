@@ -29,7 +29,10 @@ from ensemble.spec import DEFAULT_SPEC, Spec
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [
-        (None, ["0", *"123456", "7a", "7b", "8", "9", "10", "11a", "11b", "11c", "11d", "11e", "11f", "12", "13", "floor"]),
+        (
+            None,
+            ["0", *"123456", "7a", "7b", "8", "9", "10", "11a", "11b", "11c", "11d", "11e", "11f", "12", "13", "floor"],
+        ),
         ("11", ["11a", "11b", "11c", "11d", "11e", "11f"]),
         ("11c,floor", ["11c", "floor"]),
         ("1", ["1"]),

@@ -37,7 +37,6 @@ from build.core.reduce.file import load as load_model
 from build.repository.workspace import Workspace
 from build.server import Server, find
 from ensemble.errors import LastrowError
-from ensemble.knowledge_tracing import KnowledgeTracing
 from ensemble.sequence import Sequence as SequenceSpec
 from ensemble.spec import Answer, Spec
 from ensemble.tables import CORE, Tensor
@@ -78,7 +77,7 @@ class Climb:
         lengths: Path | None = None,
         device: str | None = None,
     ) -> None:
-        """lengths: a folder of real learners, for knowledge tracing's mix of lengths. device: "cpu" leaves out rung 11."""
+        """lengths: what `question.lengths_of` reads for the mix. device: "cpu" leaves out rung 11."""
         self.workspace = workspace
         self._spec = workspace.spec
         self.settings = settings
@@ -97,7 +96,7 @@ class Climb:
             str(workspace.spec.model.window): full_windows(workspace.spec),
             MIX: question.mix(workspace, lengths or workspace.data),
         }
-        self._real = isinstance(workspace.spec, KnowledgeTracing) and (lengths or workspace.data) is not None
+        self._real = (lengths or workspace.data) is not None
 
     @contextmanager
     def ready(self, progress: Progress) -> Iterator[None]:

@@ -66,7 +66,7 @@ def section(report: dict[str, Any]) -> str:
         "",
         *rows,
         "",
-        f"![p50 by rung, and where it goes]({publication.FOLDER.name}/ladder.svg)",
+        f"![p50 by rung, and where it goes]({publication.FOLDER.name}/{publication.place(report, 'ladder')}.svg)",
         "",
     ]
     told += [f"- {name}: {value:.2f}" for name, value in figures.summary().items()]
@@ -101,13 +101,19 @@ def four_rows(report: dict[str, Any]) -> str:
 
 
 def publish(report: dict[str, Any]) -> list[Path]:
-    """Write the report into the repository: as JSON, as pictures, and into both READMEs. Returns what was written."""
-    file = publication.FOLDER / "ladder.json"
+    """Write the report into the repository: as JSON, as pictures, and into bench's README. Returns what was written.
+
+    The default network's four rungs go to the front page.
+    """
+    name = publication.place(report, "ladder")
+    file = publication.FOLDER / f"{name}.json"
     publication.save(report, file)
-    pictures = waterfall.draw(report, publication.FOLDER)
-    publication.publish(publication.README, "ladder", section(report))
-    publication.publish(publication.FRONT, "four rungs", four_rows(report))
-    return [file, *pictures, publication.README, publication.FRONT]
+    written = [file, *waterfall.draw(report, publication.FOLDER, name), publication.README]
+    publication.publish(publication.README, name, section(report))
+    if name == "ladder":
+        publication.publish(publication.FRONT, "four rungs", four_rows(report))
+        written.append(publication.FRONT)
+    return written
 
 
 def _columns(figures: Figures) -> list[str]:

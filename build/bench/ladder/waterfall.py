@@ -36,8 +36,8 @@ def named(parts: dict[str, float]) -> dict[str, float]:
     return merged
 
 
-def draw(report: dict[str, Any], folder: Path) -> list[Path]:
-    """The waterfall as ladder.svg and ladder.png: p50 by rung and where it goes, and the fast rungs again, larger."""
+def draw(report: dict[str, Any], folder: Path, name: str = "ladder") -> list[Path]:
+    """The waterfall as an SVG and a PNG of that name: p50 by rung and where it goes, and the fast rungs again, larger."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -74,7 +74,7 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     figure.suptitle(
         f"One {figures.words['history']}, history of {figures.full}: {machine.sentence(report['machine'])}", fontsize=8
     )
-    paths = [folder / f"ladder.{kind}" for kind in ("svg", "png")]
+    paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
     for path in paths:
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)

@@ -41,13 +41,18 @@ def rows(report: dict[str, Any]) -> Iterator[list[str]]:
             yield [
                 server["name"],
                 server["version"],
-                encoding,
+                _encoding(encoding, one.get("threads", 0)),
                 f"{one['p50_ms']:.2f}",
                 f"{one['p95_ms']:.2f}",
                 f"{one['throughput']:.0f}",
                 f"{server['memory_mb']:.0f}",
                 f"{server['start_s']:.1f}",
             ]
+
+
+def _encoding(name: str, threads: int) -> str:
+    """With the threads of one run of the core, where they were chosen."""
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}" if threads else name
 
 
 def summary(report: dict[str, Any]) -> dict[str, float]:
@@ -94,7 +99,8 @@ def section(report: dict[str, Any]) -> str:
 
 def publish(report: dict[str, Any]) -> list[Path]:
     """Write the report into the repository: as JSON and into bench's README. Returns what was written."""
-    file = publication.FOLDER / "peers.json"
+    name = publication.place(report, "peers")
+    file = publication.FOLDER / f"{name}.json"
     publication.save(report, file)
-    publication.publish(publication.README, "peers", section(report))
+    publication.publish(publication.README, name, section(report))
     return [file, publication.README]
