@@ -22,10 +22,12 @@ from ensemble.interface import Interface
 from ensemble.knowledge_tracing import KnowledgeTracing, narrowed
 from ensemble.learners.history import History, decode, read, read_text
 from ensemble.learners.vocabulary import Vocabulary
-from ensemble.lint import lint as lint_repository
+from ensemble.lint.command import lint
 from ensemble.spec import DEFAULT_SPEC, Spec
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+app.command()(lint)
 
 SHOWN = 4  # numbers of an answer in a table
 
@@ -232,22 +234,6 @@ def _show_answers(
 def _few(values: np.ndarray) -> str:
     numbers = [f"{value:.4g}" for value in values.ravel()[: SHOWN + 1]]
     return ", ".join(numbers if len(numbers) <= SHOWN else [*numbers[:SHOWN], "..."])
-
-
-@app.command()
-def lint(
-    repository: Annotated[Path, typer.Argument(help="A model repository, anyone's")],
-    cores: Annotated[int | None, typer.Option(min=1, help="Of the machine that serves [default: this one's]")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too")] = False,
-) -> None:
-    """Find settings that Triton takes without a word and that do nothing, or harm. Exit code 1 where one is an error."""
-    found = lint_repository(repository, cores=cores)
-    for finding in found:
-        print(finding)
-    if not found:
-        print(f"{repository}: nothing to change")
-    if any(strict or finding.severity == "error" for finding in found):
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ FILES = {
 
 
 class LintError(LastrowError):
-    """There is no repository to read."""
+    """There is no repository to read, or an option is none."""
+
+    exit_code = 2
 
 
 @dataclass

@@ -33,22 +33,19 @@ def on_the_ensemble(repository: Repository) -> Iterator[Finding]:
                 yield refused(model, key, why, "the same in the configuration of the step that it is meant for")
 
 
-@rule("ensemble-ignored", f"{GUIDE}/ensemble_models.html")
-def ignored(repository: Repository) -> Iterator[Finding]:
-    """What an ensemble takes without a word, and does not do.
+@rule("ensemble-ragged", f"{GUIDE}/ragged_batching.html")
+def ragged(repository: Repository) -> Iterator[Finding]:
+    """A ragged input of an ensemble, which it takes without a word and does not do.
 
-    `platform: "ensemble" dynamic_batching { }`: requests are batched by the steps, each for itself, and so are ragged
-    ones.
+    `platform: "ensemble" input [ { name: "x" allow_ragged_batch: true } ]`: requests are batched by the steps, each for
+    itself. Write it in the configuration of the step that batches.
     """
     for model in repository.ensembles():
-        ragged = [tensor.name for tensor in model.config.input if tensor.allow_ragged_batch]
-        for key, given in (
-            (f"input.allow_ragged_batch ({', '.join(ragged)})", len(ragged)),
-            ("dynamic_batching", model.config.HasField("dynamic_batching")),
-        ):
-            if given:
-                why = "an ensemble runs nothing itself: it is without effect"
-                yield Finding(model.file, key, why, "the same in the configuration of the step that it is meant for")
+        names = [tensor.name for tensor in model.config.input if tensor.allow_ragged_batch]
+        if names:
+            why = "an ensemble runs nothing itself: it is without effect"
+            instead = "the same in the configuration of the step that it is meant for"
+            yield Finding(model.file, f"input.allow_ragged_batch ({', '.join(names)})", why, instead)
 
 
 @rule("response-cache", f"{GUIDE}/response_cache.html")

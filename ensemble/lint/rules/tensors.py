@@ -37,7 +37,7 @@ def incomplete(repository: Repository) -> Iterator[Finding]:
         if not tensor.name:
             yield refused(model, side, f"an {side} has no name", 'name: "..."')
             continue
-        if model.completes_itself or model.backend in ("tensorrt", "openvino"):
+        if model.completes_itself or model.backend in ("tensorrt", "openvino", ""):
             continue
         key = f"{side} ({tensor.name})"
         if tensor.data_type == DataType.TYPE_INVALID:

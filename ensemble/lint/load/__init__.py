@@ -1,0 +1,1 @@
+"""Whether Triton loads a repository: asked of a tritonserver, model by model."""
