@@ -9,11 +9,26 @@ from build.commands.bench import bench, bench_peers, demo
 from build.commands.core import precision, reduce
 from build.commands.model import evaluate, train
 from build.commands.repository import inspect, repo
+from build.commands.score import score
 from build.commands.server import serve
 from ensemble.command import run
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (train, inspect, repo, reduce, serve, demo, evaluate, precision, bench, bench_peers, analyze, tune):
+for command in (
+    train,
+    inspect,
+    repo,
+    reduce,
+    serve,
+    score,
+    demo,
+    evaluate,
+    precision,
+    bench,
+    bench_peers,
+    analyze,
+    tune,
+):
     app.command()(command)
 
 if __name__ == "__main__":

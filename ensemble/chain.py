@@ -46,14 +46,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 ACTIVATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"sigmoid": sigmoid, "softmax": softmax, "exp": np.exp}
 
 
+BLOCKS = 64  # numbers of which the least one stands for all
+
+
 def first(distances: np.ndarray, count: int) -> np.ndarray:
     """The columns of the `count` smallest finite distances, smallest first; equal ones by their number. Fewer if so few are.
 
     >>> first(np.array([0.3, 0.1, np.inf, 0.1], np.float32), 3).tolist()
     [1, 3, 0]
     """
-    # Everything as near as the count-th: a partial sort alone would pick among equals by chance.
-    candidates = np.flatnonzero(distances <= np.partition(distances, count - 1)[count - 1])
+    # Everything as near as the count-th: a partial sort alone would pick among equals by chance. The count-th of the least
+    # ones of many columns is as far or farther, and found in a tenth of the time.
+    columns = len(distances) // BLOCKS
+    least = distances[: columns * BLOCKS].reshape(BLOCKS, columns).min(axis=0) if columns >= count else distances
+    candidates = np.flatnonzero(distances <= np.partition(least, count - 1)[count - 1])
     nearest = candidates[np.argsort(distances[candidates], kind="stable")][:count]
     return nearest[np.isfinite(distances[nearest])]
 

@@ -34,24 +34,25 @@ class Request(NamedTuple):
     inputs: dict[str, Any]
 
 
-def read(content: bytes, name: str, interface: Interface) -> list[Request]:
+def read(content: bytes, name: str, interface: Interface, first: int = 0) -> list[Request]:
     """Read a file's content, whose format shows at its start.
 
     Args:
         name: the file's, for messages.
+        first: the number of the first history, by which one without a name is called.
 
     Raises:
         HistoryError: it is in none of the formats, or a line of it is wrong.
     """
     if content.startswith(b"PAR1"):
-        return _named(_parquet(content, name), name, interface)
+        return _named(_parquet(content, name), name, interface, first)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise HistoryError(f"{name} is neither UTF-8 text nor Parquet: {e}") from e
     if text.lstrip()[:1] in ("{", "["):
-        return _named(_json(text, name), name, interface)
-    return _named(_csv(text, name, interface), name, interface)
+        return _named(_json(text, name), name, interface, first)
+    return _named(_csv(text, name, interface), name, interface, first)
 
 
 def label(interface: Interface) -> str | None:
@@ -60,9 +61,9 @@ def label(interface: Interface) -> str | None:
     return None if word in (tensor.name for tensor in interface.inputs) else word
 
 
-def _named(entries: Iterable[Any], name: str, interface: Interface) -> list[Request]:
+def _named(entries: Iterable[Any], name: str, interface: Interface, first: int) -> list[Request]:
     requests, key = [], label(interface)
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(entries, first):
         if not isinstance(entry, dict):
             raise HistoryError(
                 f"{name}, entry {number} is {reprlib.repr(entry)}; needed is an object with "
