@@ -55,8 +55,8 @@ override GOALS := $(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))
 override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/make/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
-.PHONY: help setup demo test train repo inspect precision evaluate lint-config serve serve-tls image bench bench-peers analyze tune \
-	test-unit test-faults test-nightly test-transformers soak test-newest lint lock clean
+.PHONY: help setup demo test train repo inspect precision evaluate lint-config serve serve-tls image bench bench-peers stages \
+	analyze tune test-unit test-faults test-nightly test-transformers soak test-newest lint lock clean
 
 ##@ Get going
 
@@ -141,6 +141,9 @@ $(PEERS): pyproject.toml
 bench-peers: $(SETUP) $(PEERS) ## serve the same core by other servers, in a .venv-peers of their own, and compare [QUICK=1 PUBLISH=1 NETWORK= SPEC= CHECKPOINT= FACTORY= DATA= LEARNERS=]
 	@$(BIN)/python -m build bench-peers $(MODEL) $(if $(FACTORY),--factory '$(FACTORY)') \
 		$(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
+
+stages: $(SETUP) ## say where each microsecond of a request goes, as an ensemble and as one model [QUICK=1 PUBLISH=1 NETWORK= SPEC= CHECKPOINT= FACTORY= DATA= LEARNERS=]
+	@$(BIN)/python -m build stages $(MODEL) $(if $(FACTORY),--factory '$(FACTORY)') $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 analyze: $(SETUP) ## sweep ensemble and core with Model Analyzer, and draw what it found [QUICK=1 URL=host:port HTTP_URL= METRICS_URL= SPEC= CHECKPOINT= FACTORY= NETWORK= DEVICE= OUT=]
 	@$(BIN)/python -m build analyze $(SWEPT) $(if $(URL),--url '$(URL)') $(if $(HTTP_URL),--http-url '$(HTTP_URL)') \

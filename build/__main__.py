@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from build.commands.analyzer import analyze, tune
-from build.commands.bench import bench, bench_peers, demo
+from build.commands.bench import bench, bench_peers, demo, stages
 from build.commands.core import precision, reduce
 from build.commands.model import evaluate, train
 from build.commands.repository import inspect, repo
@@ -26,6 +26,7 @@ for command in (
     precision,
     bench,
     bench_peers,
+    stages,
     analyze,
     tune,
 ):

@@ -1,4 +1,4 @@
-"""What is measured beside something else: the demonstration, the ladder, the peers."""
+"""What is measured beside something else: the demonstration, the ladder, the peers; and a request's stages."""
 
 from __future__ import annotations
 
@@ -147,5 +147,33 @@ def bench_peers(
     answers().print(report.table(found))
     for name, value in report.summary(found).items():
         answers().print(f"{name}: {value:.3f}", highlight=False)
+    for path in written:
+        say(f"wrote {path}")
+
+
+@takes("spec", "checkpoint", "data", "learners", "network", "factory")
+def stages(
+    choice: Choice,
+    quick: Annotated[bool, typer.Option("--quick", help="Two rounds")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Write picture and table into the repository")] = False,
+) -> None:
+    """Time each stage of a request, from the client's call to its answer, of the ensemble and of all steps in one model."""
+    from build.bench import publication
+    from build.bench.stages import profile, report
+
+    workspace = choice.open()
+    _check_published(workspace.spec, publish)
+    preparation.train_if_missing(workspace)
+    folder = ARTIFACTS / "bench" / _folder(workspace.spec) / "stages"
+    with bar("stages") as update:
+        rounds = 2 if quick else profile.ROUNDS
+        found = profile.measure(workspace.spec, workspace.checkpoint, folder, rounds, progress=update)
+    publication.save(found, folder / "stages.json")
+    written = [folder / "stages.json", *report.draw(found, folder)]
+    if publish:
+        written += report.publish(found)
+    answers().print(report.table(found))
+    for line in report.lines(found):
+        answers().print(line, highlight=False)
     for path in written:
         say(f"wrote {path}")

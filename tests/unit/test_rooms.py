@@ -20,7 +20,7 @@ HOUSE = (
     "build.__main__",
     "build.commands",
     "build.analyzer",
-    "build.bench.ladder build.bench.peers",
+    "build.bench.ladder build.bench.peers build.bench.stages",
     "build.bench",
     "build.repository",
     "build.core",

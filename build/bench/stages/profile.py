@@ -86,8 +86,6 @@ def profile(
             for place in range(len(contestants)):
                 progress((number + place / len(contestants)) / rounds, f"round {number + 1} of {rounds}")
                 contestants[(number + place) % len(contestants)].turn(asked, calls)
-        for each in contestants:
-            each.server.wake()  # to be told to stop
     plain = {each.layout: each for each in contestants if each.noted is None}
     found = []
     for each in contestants:
@@ -146,7 +144,9 @@ def _served(stack: ExitStack, spec: Spec, layout: str, repository: Path, noted: 
         ]
         environment, log = {NOTES: str(noted)}, noted / "tritonserver.log"
     server = stack.enter_context(Server(repository, arguments=arguments, environment=environment, log=log))
-    client = stack.enter_context(Timed(server.grpc_url, spec=spec))
+    stack.callback(server.wake)  # to be told to stop
+    client = Timed(server.grpc_url, spec=spec)
+    stack.enter_context(client)
     server.rest()
     return Contestant(layout, server, client, noted)
 

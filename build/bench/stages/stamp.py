@@ -17,7 +17,7 @@ FOLDER = "LASTROW_STAMPS"  # environment variable: where each step writes what i
 # Triton loads a model's file as one of a package, and a backend's, whose folder is on its path, by itself.
 served = importlib.import_module(".served", __package__) if __package__ else importlib.import_module("served")
 
-spans = []  # of the call under way, as [part, begin, end]
+spans: list = []  # of the call under way, as [part, begin, end]
 
 
 def timed(part, function):
@@ -50,7 +50,7 @@ def time_parts():
         binding.ort.InferenceSession.run = timed("session", binding.ort.InferenceSession.run)
 
 
-class TritonPythonModel(served.TritonPythonModel):
+class TritonPythonModel(served.TritonPythonModel):  # type: ignore[name-defined]
     def initialize(self, args):
         super().initialize(args)
         self.model = args["model_name"]

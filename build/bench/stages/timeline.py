@@ -50,7 +50,7 @@ class Step(NamedTuple):
 
 
 def cut(mark: Mark, received: int, steps: Sequence[Step], sending: int) -> dict[tuple[str, str], int]:
-    """How long a request was where: ns by (client, wire, triton or a step, stage). They add up to all that its client waited.
+    """How long a request was where: ns by (client, wire, triton or a step; stage). They add up to what its client waited.
 
     >>> step = Step("core", 40, 50, 60, 90, {"session": 25})
     >>> found = cut(Mark("a", 0, 10, 130, 150), 20, [step], 100)
