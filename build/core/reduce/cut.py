@@ -24,6 +24,7 @@ from build.core.reduce.projection import distribute
 from build.core.reduce.rules import RECURRENT, Filling, rule_for
 from build.core.reduce.rules.recurrent import is_zero_before
 from build.core.reduce.shapes import Dim, Shapes, fixed, spell
+from build.core.reduce.sizes import from_inputs
 from build.core.reduce.trim import trim
 from build.core.reduce.unsort import unsort
 from build.core.reduce.worth import worth
@@ -180,7 +181,7 @@ def _cut_given(
     graph = model.graph
     kind: Kind = select if select in ("mean", "max") else "row"
     emitter = Emitter(model, shapes, kind, lengths, counted=select != "row")
-    _rebuild_shapes(graph, shapes, emitter)
+    from_inputs(graph, shapes, emitter)
     found, rests = _sunk(model, targets, wanted, emitter, length_aware, time)
     empty = all(_answers_empty(found, target, wanted, emitter, select) for target in targets)
     answers = []
@@ -204,7 +205,7 @@ def _cut_own(model: ir.Model, target: ir.Value, shapes: Shapes, length_aware: bo
     sizes = [dim for value in graph.inputs for dim in shapes.of(value)]
     if shapes.time not in sizes or shapes.batch not in sizes:
         raise ReductionError("no input has both batch and time where they are looked for: name the inputs' --time-axis")
-    _rebuild_shapes(graph, shapes, Emitter(model, shapes, "row", ir.Value(name="none"), counted=False))
+    from_inputs(graph, shapes, Emitter(model, shapes, "row", ir.Value(name="none"), counted=False))
     selections, others = own.find(target, shapes)
     if not selections:
         raise ReductionError(_no_selection(target, others, shapes))
@@ -317,31 +318,6 @@ def _batch(graph: ir.Graph, inputs: Inputs) -> int | ir.SymbolicDim:
         if value.shape is not None and "batch" in each.axes:
             return value.shape[each.axes.index("batch")]
     return inputs.fixed["batch"]
-
-
-def _rebuild_shapes(graph: ir.Graph, shapes: Shapes, emitter: Emitter) -> None:
-    """Sizes come from the inputs, and not from tensors that would be computed in full for the sake of their size.
-
-    Nor are they reckoned with: what exporters write to find out which of an Expand's sizes are -1 goes.
-    """
-    asked = {"Expand": 1, "ConstantOfShape": 0}  # which input says how large the output is
-    for node in list(graph):
-        number = asked.get(node.op_type)
-        given = node.inputs[0] if number is None else node.inputs[number]
-        if (node.op_type != "Shape" and number is None) or given is None or given.is_graph_input():
-            continue
-        told = node.outputs[0] if number is not None else given
-        dims = shapes.of(told) if shapes.known(told) and (number is None or given.const_value is None) else None
-        if dims is None or any(shapes.coefficients(dim) is None for dim in dims):
-            continue
-        if number is not None:
-            node.replace_input_with(number, emitter.shape(dims, infer=False))
-            continue
-        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims))
-        rebuilt = emitter.shape(dims[start:end], infer=False)
-        shapes.set(rebuilt, shapes.of(node.outputs[0]))
-        node.outputs[0].replace_all_uses_with(rebuilt, replace_graph_outputs=True)
-    graph.sort()
 
 
 def _rewrite(
