@@ -18,6 +18,7 @@ from build.core.precision import FLOAT32, HALF, PrecisionError, halve, lower, qu
 from build.core.recipe import cut
 from build.core.reduce.file import open_session, save
 from build.model import checkpoint
+from build.model.evaluation import trial
 from build.model.network import create
 from build.model.simulation import simulate
 from build.repository import assembly as repository
@@ -233,8 +234,8 @@ def test_a_lower_precision_costs_next_to_no_auc(spec, network, tmp_path):
     training, test = split([simulate(140, 300)])
     model, _ = train(training, test, small, budget_s=5.0)
     checkpoint.save(model, tmp_path / "model.pt")
-    found = cost(small, tmp_path / "model.pt", test, 500)
-    assert found["float32"].auc > 0.55  # it has learned something that could be lost
+    found = cost(small, tmp_path / "model.pt", trial(test, 500, small))
+    assert found["float32"].worth["AUC"] > 0.55  # it has learned something that could be lost
     for precision, tolerance in (("float16", FLOAT16_TOLERANCE), ("int8", INT8_TOLERANCE)):
-        assert abs(found[precision].auc - found["float32"].auc) < 2e-3
+        assert abs(found[precision].worth["AUC"] - found["float32"].worth["AUC"]) < 2e-3
         assert 0 < found[precision].largest_difference < tolerance
