@@ -63,8 +63,8 @@ def bench(
         Path | None,
         typer.Option(
             "--lengths",
-            help="As long as these histories are the mix's: a folder of fold*.csv, the network's own format, or a length a line "
-            "[default: --data]",
+            help="As long as these histories are the mix's: a folder of fold*.csv, the network's own format, or a length "
+            "a line [default: --data]",
         ),
     ] = None,
     rungs: Annotated[
