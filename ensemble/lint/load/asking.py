@@ -18,7 +18,7 @@ NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']+)'")
 NO_GPU = re.compile(r"no GPUs are available|does not support GPUs|invalid or unsupported gpu id \d")
 OF_A_STEP = re.compile(r"depends on '([^']+)' which (?:has no loaded version|is not valid)")
 COMPLETED = re.compile(r"must specify '(?:data_type|dims)'")
-COMPLETING = ("tensorrt", "openvino", "python", "pytorch", "onnxruntime", "tensorflow")
+COMPLETING = ("tensorrt", "openvino", "python", "pytorch", "tensorflow")  # a tensor that is there, from the model file
 TRIES = 4  # a model is loaded anew with a stand-in, and on the CPU
 
 

@@ -13,15 +13,19 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from http.client import HTTPException
 from pathlib import Path
 
 from ensemble.lint.repository import LintError
 
 HOST = "127.0.0.1"
 TRIES = 5  # ports that another process may have been quicker to take
-STOPS_WITHIN_S = 10.0
+STOPS_WITHIN_S = 5.0
+POLL_S = 0.05
 
 
 class TimeIsUp(Exception):
@@ -103,7 +107,7 @@ class Server:
 
     def _wait_until_live(self) -> None:
         while time.monotonic() < self._deadline:
-            if self._process is None or self._process.poll() is not None:
+            if not self._alive():
                 raise Died
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(self._url("v2/health/live"), timeout=1).close()  # noqa: S310 http, on 127.0.0.1
@@ -122,21 +126,30 @@ class Server:
             Died: the server, of it.
         """
         begun = self._size()
-        path = f"v2/repository/models/{urllib.request.quote(model, safe='')}/load"  # type: ignore[attr-defined]
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(self._ask_to_load, model)
+            # A stub that outlives the server holds the connection open: only the process tells that it is gone.
+            while not asked.done() and self._alive() and time.monotonic() < self._deadline:
+                wait([asked], timeout=POLL_S)
+            if not asked.done() or not self._alive():
+                late = self._alive()
+                self._end()
+                raise TimeIsUp if late else Died
+        return f"{asked.result()}\n{self.log(begun)}" if asked.result() else ""
+
+    def _ask_to_load(self, model: str) -> str:
+        path = f"v2/repository/models/{urllib.parse.quote(model, safe='')}/load"
         request = urllib.request.Request(self._url(path), b"{}", {"Content-Type": "application/json"})  # noqa: S310
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeIsUp
         try:
-            with urllib.request.urlopen(request, timeout=left):  # noqa: S310 http, on 127.0.0.1
-                return ""
+            urllib.request.urlopen(request).close()  # noqa: S310 http, on 127.0.0.1
+            return ""
         except urllib.error.HTTPError as e:
-            said = json.loads(e.read() or b"{}").get("error", str(e))
-        except (TimeoutError, OSError) as e:
-            if time.monotonic() >= self._deadline or isinstance(getattr(e, "reason", e), TimeoutError):
-                raise TimeIsUp from e
-            raise Died from e
-        return f"{said}\n{self.log(begun)}"
+            return str(json.loads(e.read() or b"{}").get("error", e))
+        except (OSError, HTTPException) as e:  # it ended, or was ended
+            return str(e) or type(e).__name__
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _size(self) -> int:
         return os.fstat(self._log.fileno()).st_size
@@ -145,15 +158,19 @@ class Server:
         """What it has said since a place in its log."""
         return os.pread(self._log.fileno(), self._size() - begin, begin).decode("utf-8", errors="replace")
 
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOPS_WITHIN_S)
+        with contextlib.suppress(ProcessLookupError):  # stubs that it left behind, and itself if it hangs
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOPS_WITHIN_S)
-            with contextlib.suppress(ProcessLookupError):  # stubs that it left behind, and itself if it hangs
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._end()
         for region in Path("/dev/shm").glob(f"{self._region}*"):  # noqa: S108 where Triton's stubs have theirs
             region.unlink(missing_ok=True)
         self._log.close()
