@@ -205,7 +205,6 @@ SHOWN: dict[str, Shown] = {
     "name-of-folder": Shown({}, broken={"folder": 'name: "other"\n' + model()}, refused=True),
     "backend-missing": Shown(
         {"missing": f"max_batch_size: 8 input [ {tensor('x', 'FP32', 4)} ] output [ {tensor('y', 'FP32', 4)} ]"},
-        {"other_there/1/model.onnx": identity(), "other_there/config.pbtxt": ort().encode()},
         refused=True,
     ),
     "backend-platform": Shown({"pair": ort(more='platform: "onnxruntim"')}, refused=True),

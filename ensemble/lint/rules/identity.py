@@ -52,11 +52,13 @@ def missing(repository: Repository) -> Iterator[Finding]:
     for model in repository.models.values():
         config = model.config
         told = model.backend or config.platform or config.default_model_filename
-        if not told and any(other.model_files for other in repository.models.values()):
+        if told:
+            continue
+        if model.versions:
             yield refused(model, "backend", "nothing says which backend runs it", 'backend: "...", e.g. "onnxruntime"')
-        elif not told and not model.versions:
-            why = "nothing says which backend runs it, and there is no version folder whose file would"
-            yield refused(model, "backend", why, 'backend: "...", e.g. "onnxruntime"')
+        else:  # the file of a version folder that is not here may tell it
+            why = "nothing says which backend runs it, unless a file does that is not here"
+            yield Finding(model.file, "backend", why, 'backend: "...", e.g. "onnxruntime"')
 
 
 @rule("backend-platform", CHECKED)
