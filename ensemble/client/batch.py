@@ -53,18 +53,17 @@ def _read(history: object, number: int, count: int, interface: Interface) -> dic
     """One history's arrays by input name, each of its own length."""
     contract, words = interface.contract, interface.contract.words
     of = _place(number, count, interface)
-    arrays = {}
+    arrays, every = {}, {**contract.inputs, **contract.contexts}
     for tensor, value in named(history, number, count, interface):
         name = tensor.name
-        allowed = {**contract.inputs, **contract.contexts}[name]
         steps = words.steps if name in contract.inputs else None
-        arrays[name] = as_array(value, tensor, allowed, f"{name}: {words.history} {number}", steps)
+        arrays[name] = as_array(value, tensor, every[name], f"{name}: {words.history} {number}", steps)
     for name, allowed in contract.contexts.items():
         if name in arrays and _is_padded(name, interface):  # what pads the shorter ones of a request is no value of one
             values = arrays[name]
-            wrong = np.argwhere(np.isnan(values) if allowed.end is None else values < allowed.start)
-            if len(wrong):
-                _refuse_value(values, tuple(wrong[0].tolist()), allowed, f"{name}: {words.history} {number}")
+            wrong = np.isnan(values) if allowed.end is None else values < allowed.start
+            if wrong.any():
+                _refuse_first(values, wrong, allowed, f"{name}: {words.history} {number}")
     (leading, first), *others = ((name, arrays[name]) for name in contract.inputs)
     for name, values in others:
         if len(values) != len(first):
@@ -129,27 +128,29 @@ def as_array(value: object, tensor: Tensor, allowed: Values, where: str, steps: 
         array = _of_objects(array, allowed, where)
     if array.dtype == kind:
         return np.asarray(array, order="C")
-    wrong = _lost(array, kind, allowed)
+    if array.dtype.kind not in "biuf":
+        _refuse_first(array, np.ones(array.shape, bool), allowed, where)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit shows below
+        taken = array.astype(kind)
+    wrong = _lost(array, taken, allowed)
     if wrong.any():
-        _refuse_value(array, tuple(np.argwhere(wrong)[0].tolist()), allowed, where)
-    return array.astype(kind)
+        _refuse_first(array, wrong, allowed, where)
+    return taken
 
 
-def _lost(array: np.ndarray, kind: np.dtype[Any], allowed: Values) -> np.ndarray:
-    """Which elements another type does not have. Flags are numbers where 0 and 1 are all that is allowed."""
+def _lost(array: np.ndarray, taken: np.ndarray, allowed: Values) -> np.ndarray:
+    """Which numbers another type does not have. Flags are numbers where 0 and 1 are all that is allowed."""
     given = array.dtype.kind
-    if given not in "biuf":
-        return np.ones(array.shape, bool)
-    if kind.kind == "f":
-        with np.errstate(over="ignore"):
-            taken = array.astype(kind)
-        lost: np.ndarray = np.isinf(taken) & np.isfinite(array) if given == "f" else taken.astype(np.float64) != array
-        return lost
-    if given == "b":
-        return np.full(array.shape, (allowed.start, allowed.end) != (0, 2))
-    limits = np.iinfo(kind)
-    beyond: np.ndarray = (array < max(limits.min, -EXACT)) | (array > min(limits.max, EXACT))
-    return beyond | (np.floor(array) != array) if given == "f" else (array < limits.min) | (array > limits.max)
+    lost: np.ndarray
+    if taken.dtype.kind == "f":
+        lost = np.isinf(taken) & np.isfinite(array) if given == "f" else taken.astype(np.float64) != array
+    elif given == "b":
+        lost = np.full(array.shape, (allowed.start, allowed.end) != (0, 2))
+    else:
+        lost = taken != array  # an integer without room is another one there
+        if given == "f":
+            lost |= np.abs(array) > EXACT
+    return lost
 
 
 def _of_objects(array: np.ndarray, allowed: Values, where: str) -> np.ndarray:
@@ -159,6 +160,11 @@ def _of_objects(array: np.ndarray, allowed: Values, where: str) -> np.ndarray:
         if not number or not -EXACT <= float(value) <= EXACT:
             _refuse_value(array, position, allowed, where)
     return array.astype(np.float64)
+
+
+def _refuse_first(array: np.ndarray, wrong: np.ndarray, allowed: Values, where: str) -> NoReturn:
+    """Name the first of the wrong elements."""
+    _refuse_value(array, tuple(np.argwhere(wrong)[0].tolist()), allowed, where)
 
 
 def _refuse_value(array: np.ndarray, position: tuple[int, ...], allowed: Values, where: str) -> NoReturn:
@@ -187,6 +193,8 @@ def _stacked(rows: Sequence[Mapping[str, np.ndarray]], name: str, interface: Int
     arrays = [row[name] for row in rows]
     if not _is_padded(name, interface):
         return np.stack(arrays)
+    if len(arrays) == 1 and len(arrays[0]):
+        return arrays[0][None]  # nothing to pad, nothing to copy
     kind = arrays[0].dtype
     # At least 1 long: a tensor without elements cannot say how many histories it is about.
     shape = (len(rows), max(1, *map(len, arrays)), *arrays[0].shape[1:])
