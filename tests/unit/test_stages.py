@@ -61,8 +61,9 @@ def test_stages_cover_all_that_a_client_waits(tmp_path):
         ("client", "decode"): 20,
     }
     assert sum(found.values()) == MARK.read - MARK.begun
-    told = profile.summary([MARK], [found])
+    told = profile.summary([found, found, {**found, ("core", "session"): 10**9}, found])
     assert told["remainder_us"] == pytest.approx(0, abs=0.1)
+    assert told["where_us"]["core"]["session"] == 0.1  # neither the slowest request's nor the quickest's counts
     assert list(told["stages_us"]) == [stage for stage in STAGES if stage in told["stages_us"]]
 
 
@@ -97,3 +98,14 @@ def test_a_report_has_a_column_a_cell_and_a_row_a_stage(tmp_path):
     assert "ensemble, 20: core: session 1900" in report.lines(told)
     assert report.table(told).row_count == 5
     assert publication.published(publication.README.read_text(encoding="utf-8"), "stages", section)
+
+
+def test_the_readme_shows_the_published_stages(tmp_path):
+    found = json.loads((publication.FOLDER / "stages.json").read_text(encoding="utf-8"))
+    readme = publication.README.read_text(encoding="utf-8")
+    assert publication.published(readme, "stages", report.section(found)) == readme
+    assert [path.name for path in report.draw(found, tmp_path)] == ["stages.svg", "stages.png"]
+    assert (publication.FOLDER / "stages.svg").is_file()
+    for cell in found["cells"]:
+        assert abs(cell["remainder_us"]) < 0.05 * cell["p50_us"]
+        assert sum(cell["stages_us"].values()) + cell["remainder_us"] == pytest.approx(cell["p50_us"])

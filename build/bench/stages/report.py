@@ -44,8 +44,8 @@ def section(report: dict[str, Any]) -> str:
     off = max(abs(cell["remainder_us"]) / cell["p50_us"] for cell in cells)
     told = [
         f"{report['model']['title']}; p50 in us of {cells[0]['requests']} requests, one at a time, in {settings['rounds']} "
-        f"interleaved rounds, on {origin.sentence(report)}. Each stage is a median of its own: they add up to p50 within "
-        f"{off:.1%}.",
+        f"interleaved rounds, on {origin.sentence(report)}. A stage is the mean over the half of the requests that took neither "
+        f"longest nor shortest; together they are p50 within {off:.1%}.",
         "",
         f"| {' | '.join(header)} |",
         "|---" + "|--:" * (len(header) - 2) + "|---|",
@@ -122,7 +122,7 @@ def _rows(report: dict[str, Any]) -> list[list[str]]:
         spent = [cell["stages_us"].get(stage) for cell in cells]
         rows.append([stage, *("" if us is None else f"{us:,.0f}" for us in spent), STAGES[stage]])
     for key, name, what in (
-        ("remainder_us", "remainder", "what the medians of the stages lack of p50"),
+        ("remainder_us", "remainder", "what the stages lack of p50"),
         ("p50_us", "p50", "from the call of `predict` to its answer"),
         (
             "served_us",
