@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 import warnings
@@ -68,9 +69,8 @@ def export(model: nn.Module, spec: Spec) -> Full:
     module = Served(model, spec, single=True)
     loops = _loops(model, module, spec)
     reasons = []
-    for fixed, dynamo in (
-        [(True, False)] if loops else [(False, True), (False, False), *[(True, False)] * is_whole(spec)]
-    ):
+    ways = [False] * (not loops) + [True] * is_whole(spec)  # at the window alone
+    for fixed, dynamo in itertools.product(ways, (True, False)):
         try:
             with _quiet(), _packed_states(), _masks_unread():
                 exported = _export(module, spec, dynamo, spec.model.window if fixed else None)

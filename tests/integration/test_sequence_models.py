@@ -158,9 +158,11 @@ def test_it_is_built_in_parity(name, tmp_path):
     assert assembly.build(spec, zoo.save(spec, tmp_path / "weights.pt"), tmp_path / "models").parity <= ALLOWED
 
 
-def test_a_loop_over_time_is_refused_with_what_to_do(tmp_path):
-    spec = zoo.read("loop")
-    said = r"Loop loops over time in Python: traced with 7 rows .* Let a recurrent layer .* run the loop. Or export it"
+def test_a_loop_over_time_is_refused_with_what_to_do_where_it_has_several_widths(tmp_path):
+    spec = zoo.read("loop", model__buckets=[8, 32])
+    said = (
+        r"Loop loops over time in Python: traced with 7 rows .* windows of more than one width .* let a recurrent layer"
+    )
     with pytest.raises(ExportError, match=said):
         assembly.build(spec, zoo.save(spec, tmp_path / "weights.pt"), tmp_path / "models")
     assert not (tmp_path / "models").exists()
