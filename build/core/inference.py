@@ -120,6 +120,14 @@ def batches(spec: Sequence) -> list[tuple[int, ...]]:
     return [*((length,) for length in lengths), *(tuple(mixed[n : n + size]) for n in range(0, len(mixed), size))]
 
 
+def _drawn(spec: Sequence) -> Iterator[Mapping[str, Array]]:
+    """Random requests of the declared values; every third without what a request may do without."""
+    left_out = dict(spec.contract.defaults)
+    for number, lengths in enumerate(batches(spec)):
+        request = draw(spec.contract, lengths, seed=number)
+        yield {name: value for name, value in request.items() if number % 3 != 2 or name not in left_out}
+
+
 def check(
     model: nn.Module | None,
     full: Path,
@@ -142,11 +150,7 @@ def check(
     author = Inference.of(model, full, spec)
     sessions = {step: open_session(path) for step, path in cores.items()}
     found, firsts = [], []
-    todo: list[Mapping[str, Array]] = [draw(spec.contract, lengths, seed=n) for n, lengths in enumerate(batches(spec))]
-    spared = dict(spec.contract.defaults)
-    for number in range(2, len(todo), 3):  # without what a request may do without
-        todo[number] = {name: value for name, value in todo[number].items() if name not in spared}
-    todo += examples
+    todo = [*_drawn(spec), *examples]
     for done, request in enumerate(todo):
         counted = spec.contract.check(request)
         lengths = tuple(counted.tolist())

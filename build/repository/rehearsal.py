@@ -12,12 +12,13 @@ import numpy as np
 
 from build.repository.sources import imports
 from ensemble.client import raw
-from ensemble.contract import PADDING, Contract, RefusedError
+from ensemble.contract import Contract, RefusedError
 from ensemble.errors import InvalidRequestError, LastrowError
 from ensemble.function import Function, FunctionError, Part
 from ensemble.interface import Interface
 from ensemble.sequence import Sequence
 from ensemble.spec import Spec
+from ensemble.values import is_padding
 
 DRAWN, LONGEST = 6, 5  # examples where a spec has none, and the ends of their open axes
 STEPS_OWN = "numpy"  # the one package that is there wherever Triton's Python backend is
@@ -198,8 +199,8 @@ def _share(request: Request, row: int, contract: Contract) -> Request:
         own = values[row]
         if name in contract.inputs:
             own = own[:length]
-        elif contract.contexts[name].shape == (-1,) and own.dtype.kind == "i":
-            own = own[own != PADDING]
+        elif contract.contexts[name].is_open:
+            own = own[~is_padding(values, contract.contexts[name])[row]]
         share[name] = own
     return share
 

@@ -34,6 +34,7 @@ CONTEXTS = {
 }
 DERIVED_SOURCES = tuple(Source(f"the_{of}", of, start=1 if of == "positions" else 0) for of in DERIVED)
 TYPES = {
+    "the_additive_mask": np.float32,
     "x": np.float32, "static": np.float32, "the_padding": np.bool_, "ids": np.int64, "pairs": np.int64, "points": np.float32
 }  # fmt: skip
 TAKEN = (
@@ -109,6 +110,7 @@ def alone(of: Contract, request: dict[str, np.ndarray], number: int, length: int
         "the_lengths": count,
         "the_mask": placed([1] * count, 0),
         "the_padding": placed([False] * count, True),
+        "the_additive_mask": placed([0] * count, np.finfo(np.float32).min),
         "the_positions": placed(list(range(1, count + 1)), 0),
         "the_token_types": [0] * width,
         "the_row": wanted,

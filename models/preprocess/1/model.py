@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from .contract import PADDING, Contract, RefusedError, batch_of
+from .contract import Contract, RefusedError, batch_of
 from .function import FOLDER, Function
 
 DRAIN = "LASTROW_DRAIN"
@@ -140,6 +140,7 @@ class TritonPythonModel:
         numbers = [name for name, given in takes.items() if given.shape == ()]  # which Triton has as [batch, 1]
         self.inputs = [(x["name"], len(x["dims"]), x["name"] in numbers) for x in config["input"]]
         made = self.function.returns if self.function else {}
+        self.allowed = {**self.contract.inputs, **self.contract.contexts}
         self.seen = [x["name"] for x in config["output"] if x["name"] in made]  # by last steps
         self.types = {x["name"]: pb_utils.triton_string_to_numpy(x["data_type"]) for x in self.windows(config)}
         self.warming_up = len(config.get("model_warmup", []))  # requests of Triton's own, which nobody sent
@@ -183,7 +184,8 @@ class TritonPythonModel:
     def _answer(self, request):
         inputs, fed = self.taken(request)
         for name in self.seen:  # an optional one that the function left out is padding alone
-            fed[name] = inputs.get(name, np.full((len(next(iter(fed.values()))), 1), PADDING, self.types[name]))
+            padding = self.allowed[name].padding
+            fed[name] = inputs.get(name, np.full((len(next(iter(fed.values()))), 1), padding, self.types[name]))
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, value if value.ndim > 1 else value[:, None]) for name, value in fed.items()]
         )
