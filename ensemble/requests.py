@@ -163,7 +163,7 @@ def _parquet(content: bytes, name: str) -> list[dict[str, Any]]:
         import pyarrow.parquet
     except ImportError as e:
         raise HistoryError(
-            f"{name} is a Parquet file, which pyarrow reads: install it with `pip install 'pyarrow<26'`, or the extra "
+            f"{name} is a Parquet file, which pyarrow reads: install it with `pip install 'pyarrow<23'`, or the extra "
             f"parquet ({e})"
         ) from e
     try:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from ensemble.contract import Contract, Source, Values, Words
 from ensemble.function import Function, Part
 from ensemble.function_tables import Preprocess, Requested, check
-from ensemble.sequence_checks import check_numbers, is_int32, whole
+from ensemble.sequence_checks import check_answers, check_numbers, is_int32, whole
 from ensemble.sequence_tables import (
     Context,
     Fed,
@@ -109,44 +109,7 @@ class Sequence(Spec):
             raise ValueError(f"row.index is {self.row.index!r}; allowed is {context}")
         if self.row.index is not None and not _is_step(self.context[self.row.index], Context(values=(0, 1))):
             raise ValueError(f"row.index is {self.row.index!r}; needed is a context of one integer a history")
-        for wanted in self.answer:
-            if wanted.of is not None and wanted.of not in self.outputs:
-                raise ValueError(f"answer {wanted.name}: of is {wanted.of!r}; allowed are {', '.join(self.outputs)}")
-            if wanted.at is not None and self.context.get(wanted.at, Context(dtype="FP32")).shape != (-1,):
-                raise ValueError(
-                    f"answer {wanted.name}: at is {wanted.at!r}; needed is a context of integers of shape [-1]"
-                )
-            for link in wanted.links:
-                if link[0] == "leave_out" and self._input(link[1]).dtype == "FP32":
-                    raise ValueError(f"answer {wanted.name}: leave_out is {link[1]!r}; needed is a history of integers")
-            shape = self.outputs[wanted.of or next(iter(self.outputs))].shape
-            if wanted.count and shape and wanted.count > self._size(shape[-1]):
-                raise ValueError(f"answer {wanted.name} picks {wanted.count} of {self._size(shape[-1])} columns")
-            about = self._about(wanted.of or next(iter(self.outputs)))
-            if about and any(link[0] in ("leave_out", "top", "nearest", "at") for link in wanted.links):
-                raise ValueError(
-                    f"answer {wanted.name}: its columns are those of {about}, and all of them are answered"
-                )
-            if about and (
-                shape[0] != about
-                or self.context[about].padding is not None
-                or self._is_optional(about, self.context[about])
-            ):
-                raise ValueError(
-                    f"answer {wanted.name} has one of each {about}: that comes first in its shape, and context.{about} has "
-                    "neither padding nor default, so that nobody gets an answer to what was not asked"
-                )
-            if (wanted.count or wanted.at) and len(shape) != 1:
-                raise ValueError(f"answer {wanted.name}: columns are picked from an output of shape [columns] alone")
-            self._check_columns(wanted, shape)
-
-    def _check_columns(self, wanted: Wanted, shape: tuple[Number, ...]) -> None:
-        """Of an answer that is about columns by their numbers, that these are columns."""
-        for name in (link[1] for link in wanted.links if link[0] in ("leave_out", "at")):
-            low, high = map(self._size, self._input(name).values or (0, 0))
-            last = self._size(shape[-1]) - 1 if shape else high
-            if low < 0 or high > last:
-                raise ValueError(f"answer {wanted.name}: {name} may be {low} to {high}, and columns are 0 to {last}")
+        check_answers(self)
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> Sequence:
@@ -176,10 +139,10 @@ class Sequence(Spec):
         check(self.preprocess, self.request)
         return self
 
-    def _input(self, name: str) -> Input:
+    def input(self, name: str) -> Input:
         return self.history.get(name) or self.context.get(name) or Input(dtype="FP32")
 
-    def _size(self, size: Number | float) -> int:
+    def size(self, size: Number | float) -> int:
         return self.sizes.get(size, -1) if isinstance(size, str) else int(size)
 
     @property
@@ -187,17 +150,17 @@ class Sequence(Spec):
         """The contexts of any length, as many as which an output may have."""
         return [name for name, given in self.context.items() if -1 in given.shape]
 
-    def _about(self, output: str) -> str | None:
+    def about(self, output: str) -> str | None:
         """The context that an output has a number, or a row, for each of."""
         return next(
             (size for size in self.outputs[output].shape if size in self._lengths and size not in self.sizes), None
         )
 
     def _allowed(self, name: str, given: Input) -> Values:
-        shape = tuple(self._size(size) for size in given.shape)
+        shape = tuple(self.size(size) for size in given.shape)
         if given.values is None:
             return Values(None, "finite numbers", name, 0, shape)
-        low, high = map(self._size, given.values)
+        low, high = map(self.size, given.values)
         return Values(high + 1, f"{low} to {high}", name, low, shape)
 
     @property
@@ -261,7 +224,7 @@ class Sequence(Spec):
             words=Words(**self.words.model_dump()),
             even=self.model.padding == "none",
             contexts={name: self._allowed(name, given) for name, given in self.context.items()},
-            optional=tuple(name for name, each in self.context.items() if self._is_optional(name, each)),
+            optional=tuple(name for name, each in self.context.items() if self.is_optional(name, each)),
             select="first" if self.row.select == "first" else "last",
             row=self.row.index,
             defaults=tuple(
@@ -272,22 +235,22 @@ class Sequence(Spec):
             pads=tuple((name, each.padding) for name, each in self.context.items() if each.padding is not None),
         )
 
-    def _is_optional(self, name: str, given: Context) -> bool:
+    def is_optional(self, name: str, given: Context) -> bool:
         return given.optional or given.default is not None or name in self._columns
 
     def holds(self, source: Source) -> tuple[int, int] | None:
         """The lowest and the highest of the integers that the core gets of an input; None: it is of floats, or derived."""
-        if self._input(source.of).values is None:
+        if self.input(source.of).values is None:
             return None
         of = [source.of, *(name for name in (source.append, source.shift) if isinstance(name, str))]
-        ranges = [self._allowed(name, self._input(name)) for name in of]
+        ranges = [self._allowed(name, self.input(name)) for name in of]
         found = [number for each in ranges for number in (each.start, int(each.end or 0) - 1)]
         found += [int(source.append)] if isinstance(source.append, (int, float)) else []
         if source.of in self.history:
             found.append(int(self.history[source.of].padding))
         given = [self.context[name] for name in of if name in self.context]
         found += [int(each.padding) for each in given if each.padding is not None]
-        for name, each in zip(of, map(self._input, of), strict=True):
+        for name, each in zip(of, map(self.input, of), strict=True):
             if isinstance(each, Context) and each.default is not None:
                 default = np.asarray(whole(each.default, self._allowed(name, each)))
                 found += [int(default.min()), int(default.max())]
@@ -304,18 +267,18 @@ class Sequence(Spec):
         if self.preprocess is None:
             return None
         takes = {
-            name: Part(each.dtype, tuple(map(self._size, each.shape)), self._limits(each.values), each.optional)
+            name: Part(each.dtype, tuple(map(self.size, each.shape)), self._limits(each.values), each.optional)
             for name, each in self.request.items()
         }
-        steps = {name: Part(each.dtype, (-1, *map(self._size, each.shape))) for name, each in self.history.items()}
+        steps = {name: Part(each.dtype, (-1, *map(self.size, each.shape))) for name, each in self.history.items()}
         once = {
-            name: Part(each.dtype, tuple(map(self._size, each.shape)), None, name in self.contract.optional)
+            name: Part(each.dtype, tuple(map(self.size, each.shape)), None, name in self.contract.optional)
             for name, each in self.context.items()
         }
         return Function(self.preprocess.path.name, self.preprocess.name, takes, {**steps, **once}, self.contract.words)
 
     def _limits(self, values: tuple[Number, Number] | None) -> tuple[int, int] | None:
-        return None if values is None else (self._size(values[0]), self._size(values[1]))
+        return None if values is None else (self.size(values[0]), self.size(values[1]))
 
     @property
     def requested(self) -> tuple[Tensor, ...]:
@@ -323,7 +286,7 @@ class Sequence(Spec):
         if self.preprocess is None:
             return self.checked
         return tuple(
-            Tensor(dtype=each.dtype, shape=[*map(self._size, each.shape)] or [1], name=name, optional=each.optional)
+            Tensor(dtype=each.dtype, shape=[*map(self.size, each.shape)] or [1], name=name, optional=each.optional)
             for name, each in self.request.items()
         )
 
@@ -331,12 +294,12 @@ class Sequence(Spec):
     def checked(self) -> tuple[Tensor, ...]:
         """What the contract is about: histories, then contexts."""
         made = [
-            Tensor(dtype=given.dtype, shape=[-1, *(self._size(size) for size in given.shape)], name=name)
+            Tensor(dtype=given.dtype, shape=[-1, *(self.size(size) for size in given.shape)], name=name)
             for name, given in self.history.items()
         ]
         for name, given in self.context.items():
             optional = name in self.contract.optional
-            shape = [self._size(size) for size in given.shape]
+            shape = [self.size(size) for size in given.shape]
             made.append(Tensor(dtype=given.dtype, shape=[*shape] or [1], name=name, optional=optional))
         return tuple(made)
 
@@ -348,16 +311,16 @@ class Sequence(Spec):
 
     def _window(self, source: Source, dtype: str | None) -> Tensor:
         if source.of in self.history:
-            shape = [self._width, *(self._size(size) for size in self.history[source.of].shape)]
+            shape = [self._width, *(self.size(size) for size in self.history[source.of].shape)]
         elif source.of in self.context:
-            shape = [self._size(size) for size in self.context[source.of].shape]
+            shape = [self.size(size) for size in self.context[source.of].shape]
         else:
             shape = [] if source.of in (LENGTHS, ROW) else [self._width]
         return Tensor.model_validate({"dtype": dtype or self._dtype(source), "shape": shape, "name": source.name})
 
     def _dtype(self, source: Source) -> str:
         """What an input is fed as where the spec does not say: half the bytes of INT64, where that holds all there is."""
-        if source.of in (*self.history, *self.context) and self._input(source.of).dtype == "FP32":
+        if source.of in (*self.history, *self.context) and self.input(source.of).dtype == "FP32":
             return "FP32"
         if source.of in TYPES:
             return TYPES[source.of]
@@ -370,7 +333,7 @@ class Sequence(Spec):
         columns = {source.name for source in self._columns.values()}
         inputs = tuple(tensor for tensor in self.windows if tensor.name not in columns)
         outputs = {
-            name: Tensor(dtype="FP32", shape=[self._size(size) for size in each.shape], name=self._inside(name))
+            name: Tensor(dtype="FP32", shape=[self.size(size) for size in each.shape], name=self._inside(name))
             for name, each in self.outputs.items()
         }
         made = [Core(CORE, inputs, tuple(outputs.values()))]
@@ -402,12 +365,12 @@ class Sequence(Spec):
             seen = [link[1] for link in wanted.links if link[0] in ("leave_out", "at")]
             asked = tuple(tensor for tensor in self.checked if tensor.name in seen)
             step = f"{POSTPROCESS}_{wanted.name}" if number else POSTPROCESS
-            about = wanted.at or self._about(wanted.of or next(iter(self.outputs)))
+            about = wanted.at or self.about(wanted.of or next(iter(self.outputs)))
             made.append(Answer(wanted.name, step, of, tuple(tensors), chain, asked, about))
         return tuple(made)
 
     def _start(self, history: str) -> int:
-        return self._allowed(history, self._input(history)).start
+        return self._allowed(history, self.input(history)).start
 
 
 def _is_step(context: Context, of: Input) -> bool:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ensemble.contract import Source, Values
-
-if TYPE_CHECKING:
-    from ensemble.sequence import Sequence
-    from ensemble.sequence_tables import Context, History
+from ensemble.sequence_tables import Context, History, Number, Wanted
 
 LIMITS = {name: np.iinfo(kind) for name, kind in (("INT32", np.int32), ("INT64", np.int64))}
 FLAGS = ("mask", "padding", "token_types")  # what is derived and 0 or 1
@@ -56,7 +53,46 @@ def whole(default: Any, allowed: Values) -> Any:
     return found.tolist()
 
 
-def check_numbers(spec: Sequence) -> None:
+def check_answers(spec: Any) -> None:
+    """Raise ValueError where an answer is of what the model does not say, or picks columns that it has not."""
+    for wanted in spec.answer:
+        if wanted.of is not None and wanted.of not in spec.outputs:
+            raise ValueError(f"answer {wanted.name}: of is {wanted.of!r}; allowed are {', '.join(spec.outputs)}")
+        if wanted.at is not None and spec.context.get(wanted.at, Context(dtype="FP32")).shape != (-1,):
+            raise ValueError(
+                f"answer {wanted.name}: at is {wanted.at!r}; needed is a context of integers of shape [-1]"
+            )
+        for link in wanted.links:
+            if link[0] == "leave_out" and spec.input(link[1]).dtype == "FP32":
+                raise ValueError(f"answer {wanted.name}: leave_out is {link[1]!r}; needed is a history of integers")
+        shape = spec.outputs[wanted.of or next(iter(spec.outputs))].shape
+        if wanted.count and shape and wanted.count > spec.size(shape[-1]):
+            raise ValueError(f"answer {wanted.name} picks {wanted.count} of {spec.size(shape[-1])} columns")
+        about = spec.about(wanted.of or next(iter(spec.outputs)))
+        if about and any(link[0] in ("leave_out", "top", "nearest", "at") for link in wanted.links):
+            raise ValueError(f"answer {wanted.name}: its columns are those of {about}, and all of them are answered")
+        if about and (
+            shape[0] != about or spec.context[about].padding is not None or spec.is_optional(about, spec.context[about])
+        ):
+            raise ValueError(
+                f"answer {wanted.name} has one of each {about}: that comes first in its shape, and context.{about} has "
+                "neither padding nor default, so that nobody gets an answer to what was not asked"
+            )
+        if (wanted.count or wanted.at) and len(shape) != 1:
+            raise ValueError(f"answer {wanted.name}: columns are picked from an output of shape [columns] alone")
+        _check_columns(spec, wanted, shape)
+
+
+def _check_columns(spec: Any, wanted: Wanted, shape: tuple[Number, ...]) -> None:
+    """Of an answer that is about columns by their numbers, that these are columns."""
+    for name in (link[1] for link in wanted.links if link[0] in ("leave_out", "at")):
+        low, high = map(spec.size, spec.input(name).values or (0, 0))
+        last = spec.size(shape[-1]) - 1 if shape else high
+        if low < 0 or high > last:
+            raise ValueError(f"answer {wanted.name}: {name} may be {low} to {high}, and columns are 0 to {last}")
+
+
+def check_numbers(spec: Any) -> None:
     """Raise ValueError where a number of the spec is none that its tensor can hold, or the model would get none at all."""
     held: dict[str, History | Context] = {**spec.history, **spec.context}
     for name, given in held.items():
@@ -89,7 +125,7 @@ def check_numbers(spec: Sequence) -> None:
             raise ValueError(f"context.{name}.padding is what the model gets, and no input of it comes from {name}")
 
 
-def _check_cold_start(spec: Sequence) -> None:
+def _check_cold_start(spec: Any) -> None:
     """That who has no history is answered from a row that the model has: else nothing tells what is right."""
     if spec.shortest_history or any(source.append is not None for source in spec.fed.values()):
         return
@@ -106,7 +142,7 @@ def _check_number(value: float | None, integer: bool, where: str) -> None:
         raise ValueError(f"{where} is {value}; needed is {'an integer' if integer else 'a finite number'}")
 
 
-def _check_type(spec: Sequence, source: Source, dtype: str, is_float: bool, where: str) -> None:
+def _check_type(spec: Any, source: Source, dtype: str, is_float: bool, where: str) -> None:
     """That a type loses nothing: a fraction, the upper half of an integer, all but whether it is 0."""
     held = spec.holds(source)
     low, high = held if held is not None else (0, 1 if source.of in FLAGS else spec.model.window)
@@ -120,7 +156,7 @@ def _check_type(spec: Sequence, source: Source, dtype: str, is_float: bool, wher
         raise ValueError(f"{where}.dtype is INT32; {source.of} is {low} to {high}: write INT64")
 
 
-def _check_default(spec: Sequence, name: Any, what: str) -> None:
+def _check_default(spec: Any, name: Any, what: str) -> None:
     context = spec.context.get(name) if isinstance(name, str) else None
     if context is not None and context.optional and context.default is None:
         raise ValueError(

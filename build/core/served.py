@@ -42,7 +42,8 @@ class Served(nn.Module):
         kinds = {value.dtype for value in model.state_dict().values() if value.dtype.is_floating_point}
         if kinds & _HALVES or (single and torch.float64 in kinds):
             model = copy.deepcopy(model).float()
-        self.floating = torch.float64 if torch.float64 in kinds and not single else torch.float32
+        own = torch.float64 if torch.float64 in kinds and torch.float32 not in kinds else torch.float32
+        self.floating = torch.float32 if single else own
         self.model = model.eval()
         self.wide = not isinstance(model, Network)  # somebody's module takes INT64
         self.names = tuple(spec.fed) if spec.by_name else None

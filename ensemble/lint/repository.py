@@ -195,7 +195,7 @@ def read(
     if not folder.is_dir():
         raise LintError(f"there is no model repository {folder}; pass a folder that has a folder for each model")
     paths = sorted(folder.glob(f"*/{CONFIG}"))
-    if not paths and not any(folder.glob(f"*/[0-9]*/{name}") for name in FILES):
+    if not paths and not any(path.name in FILES for path in folder.glob("*/[0-9]*/*")):
         raise LintError(f"no {CONFIG} in the folders of {folder}; pass a model repository, e.g. models")
     results = [_read(path) for path in paths]
     models = {result.name: result for result in results if isinstance(result, Model)}

@@ -15,10 +15,10 @@ import pytest
 import tomlkit
 import torch
 
-from build.bench import caller, question, reply, transport
+from build.bench import caller, question, transport
 from build.bench.ladder import figures, ladder, report, rung, waterfall
-from build.bench.peers import process
-from build.bench.peers.caller import SequencePeer
+from build.bench.peers import comparison, peer, process
+from build.bench.peers.caller import HttpPeer
 from build.bench.variant import Variant, build, changed, table
 from build.model import checkpoint
 from build.model.next_item import network
@@ -120,8 +120,8 @@ def test_a_wrong_column_is_named(workspace: Workspace, tmp_path: Path, monkeypat
 
 @pytest.fixture
 def peer_module() -> ModuleType:
-    """What the peers serve a sequence model's core with; they live in an environment of their own."""
-    found = importlib.util.spec_from_file_location("peer_core", process.SERVERS / "sequence.py")
+    """What all peers serve the core with; they live in an environment of their own."""
+    found = importlib.util.spec_from_file_location("peer_core", process.SERVERS / "core.py")
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
@@ -132,19 +132,19 @@ def peer_module() -> ModuleType:
 @pytest.fixture
 def peer_port(workspace: Workspace, peer_module: ModuleType, tmp_path: Path) -> Iterator[int]:
     """A server of the peers' core, as plain as one can be."""
-    spec = reply.sequence(workspace.spec)
+    spec = workspace.spec
     repository = build(Variant(spec), workspace.checkpoint, workspace.out)
     about = tmp_path / "sequence.json"
-    about.write_text(json.dumps(process.described(spec, repository)))
-    core = peer_module.SequenceCore(str(repository / "core" / "1" / "model.onnx"), 1, str(about))
+    about.write_text(json.dumps(process.described(spec, repository / "core" / "1" / "model.onnx")))
+    core = peer_module.Core(str(about), 1)
 
     class Plain(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if "json" in self.headers["Content-Type"]:
-                content = json.dumps(core.to_lists(core.answer(core.from_lists(json.loads(body))))).encode()
+                content = json.dumps(core.to_lists(core.answer([core.from_lists(json.loads(body))])[0])).encode()
             else:
-                content = core.to_bytes(core.answer(core.from_bytes(body)))
+                content = core.to_bytes(core.answer([core.from_bytes(body)])[0])
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -159,12 +159,48 @@ def peer_port(workspace: Workspace, peer_module: ModuleType, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("encoding", ["JSON", "bytes"])
-def test_a_peer_answers_what_the_core_does(workspace: Workspace, peer_port: int, encoding):
-    spec = reply.sequence(workspace.spec)
+def test_a_peer_answers_what_the_core_does(workspace: Workspace, peer_port: int, encoding: peer.Encoding):
+    spec = workspace.spec
     asked = question.drawn(spec, [1, 7, 16, 17, 32, 40])
-    peer = SequencePeer(peer_port, encoding, "/predict", spec)
-    answers = [peer.ask([one])[0] for one in asked]
+    connected = HttpPeer(peer_port, encoding, "/predict", spec)
     expected = caller.answers_of(workspace.out, spec, asked)
-    assert max(caller.difference(spec, *pair) for pair in zip(answers, expected, strict=True)) < 1e-5
-    assert caller.difference(spec, answers[0], expected[1]) > 0.01
-    peer.close()
+    comparison.check(connected, spec, asked, expected)
+    with pytest.raises(peer.PeerError, match=r"off ONNX Runtime's; allowed is 1e-04"):
+        comparison.check(connected, spec, asked[:1], expected[1:2])
+    connected.close()
+
+
+def test_a_batch_of_a_peer_answers_as_each_alone(workspace: Workspace, peer_module: ModuleType, tmp_path: Path):
+    repository = build(Variant(workspace.spec), workspace.checkpoint, workspace.out)
+    (tmp_path / "about.json").write_text(
+        json.dumps(process.described(workspace.spec, repository / "core" / "1" / "model.onnx"))
+    )
+    core = peer_module.Core(str(tmp_path / "about.json"), 1)
+    asked = [dict(one) for one in question.drawn(workspace.spec, [1, 40, 7, 20])]  # of two widths
+    for together, one in zip(core.answer(asked), asked, strict=True):
+        np.testing.assert_allclose(together[0], core.answer([one])[0][0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="item_ids"):
+        core.answer([{"item_ids": np.array([31], np.int32)}])
+
+
+def test_a_wrong_answer_of_one_model_is_named(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    infer = transport.Grpc.infer
+
+    def doubled(self: transport.Grpc, model: str, inputs: transport.Given, outputs: list[Tensor]) -> list[np.ndarray]:
+        return [2 * value for value in infer(self, model, inputs, outputs)]
+
+    monkeypatch.setattr(transport.Grpc, "infer", doubled)
+    with pytest.raises(ladder.LadderError, match="rung 13, one model, "):
+        climb(workspace, "13", tmp_path)
+
+
+@pytest.mark.skipif(not process.PYTHON.exists(), reason="`make bench-peers` makes the peers' environment")
+def test_a_peer_serves_knowledge_tracing_too(small_spec: Spec, small_checkpoint: Path, tmp_path: Path):
+    repository = build(Variant(small_spec), small_checkpoint, tmp_path / "models")
+    asked = question.drawn(small_spec, [40, 3])
+    expected = caller.answers_of(repository, small_spec, asked)
+    core = repository / "core" / "1" / "model.onnx"
+    with process.serving(peer.PEERS[0], "bytes", 1, core, small_spec, tmp_path) as running:
+        connected = running.connect()
+        comparison.check(connected, small_spec, asked, expected)
+        connected.close()

@@ -10,23 +10,18 @@ import re
 from pathlib import Path
 
 import pytest
-import tomlkit
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from build import ROOT
-from build.analyzer import page, profile, result, sweep, tuning
+from build.analyzer import analysis, page, profile, result, sweep
 from build.analyzer.result import Point, Setting
-from build.analyzer.tuning import Gain
 from build.bench import contest, variant
-from build.bench.contest import Contender
 from build.repository import config, manifest
-from build.repository.workspace import PRESETS, Workspace
-from ensemble.errors import LastrowError
-from ensemble.spec import Spec
+from build.repository.workspace import PRESETS
+from ensemble.spec import DEFAULT_SPEC, Spec
 from ensemble.tables import CORE
-from tests.conftest import small_document
 
 SETTING = Setting((("preprocess", 1), ("core", 1), ("postprocess", 1), ("propose", 1)), 0, 32)
 
@@ -71,9 +66,11 @@ def test_a_configuration_that_somebody_changed_stays_and_is_named(spec: Spec, co
         assert own.read_text() == text
         assert f"{own} is not what `make repo` wrote" in " ".join(capsys.readouterr().err.split())
     assert (configs / "input-core.json").is_file()
-    monkeypatch.setattr(profile, "PROFILES", ())
-    profile.write(spec)
+    with monkeypatch.context() as none:
+        none.setattr(profile, "PROFILES", ())
+        profile.write(spec)
     assert own.read_text() == text
+    profile.write(spec)
     other = spec.model_copy(update={"model": spec.model.model_copy(update={"problems": 40})})
     before = (configs / "input-core.json").read_bytes()
     profile.write(other)
@@ -199,6 +196,42 @@ def test_every_configuration_is_of_any_models_own_steps(sequence: Spec, wanted: 
         assert counted["core_candidate_scores"] == {"kind": "KIND_GPU" if wanted.gpu else "KIND_CPU", "count": [1]}
 
 
+@pytest.mark.parametrize("name", ["knowledge_tracing", "sasrec", "gru4rec", "forecaster"])
+def test_one_model_is_swept_as_it_is_served(name: str):
+    spec = variant.changed(Spec.read(DEFAULT_SPEC.with_name(f"{name}.toml")), serve__layout="single")
+    found = profile.files(spec)
+    assert set(found) == {"single-sweep.yaml", "input-single.json"}
+    read = yaml.safe_load(found["single-sweep.yaml"])
+    (profiled,) = config.repository(spec)
+    swept = read["profile_models"][profiled]["model_config_parameters"]
+    assert swept["instance_group"] == [{"kind": "KIND_CPU", "count": [1, 2]}]
+    assert swept["dynamic_batching"] == [{"max_queue_delay_microseconds": [0, 100, 100_000]}]
+    assert swept["max_batch_size"] == [8, 32]
+    assert "ensemble_composing_models" not in read
+    assert profile.points(profile.SINGLE_SWEEP, spec) == 2 * 2 * 3 * 2
+    assert set(json.loads(found["input-single.json"])["data"][0]) <= {tensor.name for tensor in spec.requested}
+
+
+@pytest.mark.parametrize("layout", ["ensemble", "single"])
+@pytest.mark.parametrize("spinning", [True, False])
+def test_layout_and_spinning_go_into_the_spec_and_come_out_the_same(spec: Spec, layout: str, spinning: bool):
+    instances = SETTING.instances if layout == "ensemble" else (("core", 2),)
+    wanted = dataclasses.replace(SETTING, instances=instances, layout=layout, spinning=spinning)
+    applied = wanted.applied(spec)
+    assert (applied.serve.layout, applied.steps.core.spinning) == (layout, spinning)
+    assert Setting.of(applied) == wanted
+    assert ("one model" in str(wanted), "not spin" in str(wanted)) == (layout == "single", not spinning)
+
+
+def test_what_was_chosen_is_measured_with_threads_that_spin_and_that_do_not(spec: Spec):
+    found = analysis.contenders(
+        spec, [SETTING, dataclasses.replace(SETTING, layout="single", instances=(("core", 64),))]
+    )
+    told = [(made.serve.layout, made.steps.core.spinning) for made in found]
+    # The present one is measured anyway; 64 sessions have one thread each, beside which nothing waits.
+    assert told == [("ensemble", False), ("single", True)]
+
+
 def test_steps_that_share_their_settings_come_out_alike(sequence: Spec):
     counted = {step: 2 if step == "postprocess" else 1 for step in profile.steps(sequence)}
     applied = Setting(tuple(counted.items()), 100, 8).applied(sequence)
@@ -264,69 +297,6 @@ def test_results_are_read_from_model_analyzers_files(spec: Spec, tmp_path: Path)
     run.results.write_text("Model\nx\n")
     with pytest.raises(sweep.SweepError, match="measure again"):
         result.read(run)
-
-
-def gain(speed: tuple[float, float, float], throughput: tuple[float, float, float], spec: Spec) -> Gain:
-    return Gain(Contender(spec), speed, throughput)
-
-
-@pytest.mark.parametrize(
-    ("speed", "throughput", "real"),
-    [
-        ((1.0, 0.9, 1.1), (1.3, 1.2, 1.4), True),
-        ((1.5, 1.4, 1.6), (1.0, 0.9, 1.1), True),
-        ((1.5, 1.4, 1.6), (0.9, 0.8, 1.1), False),
-        ((1.0, 0.9, 1.1), (1.3, 0.9, 1.4), False),
-        ((1.01, 1.005, 1.02), (1.02, 1.01, 1.03), False),
-        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), False),
-    ],
-)
-def test_a_gain_has_to_be_beyond_noise_and_nothing_may_lose(spec: Spec, speed, throughput, real):
-    assert gain(speed, throughput, spec).real is real
-
-
-def test_a_budget_is_kept(spec: Spec):
-    present, slow, fast = Contender(spec), Contender(spec), Contender(spec)
-    for contender, ms in ((present, 20.0), (slow, 30.0), (fast, 5.0)):
-        contender.one.latencies_ms = [[ms] * 4] * 3
-        contender.one.throughputs = contender.many.throughputs = [1e3 / ms] * 3
-        contender.many.latencies_ms = [[ms] * 4] * 3
-    (kept,) = tuning.gains(present, [slow, fast], 25.0)
-    assert kept.contender is fast
-    assert kept.speed == (4.0, 4.0, 4.0)
-    assert kept.real
-
-
-@pytest.fixture
-def workspace(small_spec: Spec, small_checkpoint: Path, tmp_path: Path) -> Workspace:
-    spec_file = tmp_path / "spec.toml"
-    spec_file.write_text(tomlkit.dumps(small_document()), encoding="utf-8")
-    return Workspace(Spec.read(spec_file), spec_file, small_checkpoint, tmp_path / "models")
-
-
-def test_the_choice_is_written_into_spec_and_repository(workspace: Workspace):
-    comments = re.findall(r"#.*", workspace.spec_file.read_text())
-    setting = dataclasses.replace(SETTING, queue_delay_us=100, max_batch_size=8)
-    tuned = setting.applied(workspace.spec)
-    tuning.write(workspace, gain((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), tuned))
-    read = Spec.read(workspace.spec_file)
-    assert Setting.of(read) == setting
-    assert read.tuned is not None
-    assert (read.tuned.speed, read.tuned.throughput) == (2.0, 3.0)
-    assert "cores" in read.tuned.machine
-    assert read.model_copy(update={"tuned": None}) == tuned
-    assert re.findall(r"#.*", workspace.spec_file.read_text()) == comments
-    assert "max_queue_delay_microseconds: 100" in (workspace.out / "core" / "config.pbtxt").read_text()
-
-
-def test_a_choice_that_cannot_be_built_leaves_the_spec_as_it_was(workspace: Workspace):
-    before = workspace.spec_file.read_bytes()
-    missing = dataclasses.replace(workspace, checkpoint=workspace.spec_file.with_name("none.pt"))
-    with pytest.raises(LastrowError, match=r"none\.pt"):
-        tuning.write(missing, gain((2.0, 1.9, 2.1), (3.0, 2.9, 3.1), SETTING.applied(workspace.spec)))
-    assert workspace.spec_file.read_bytes() == before
-    assert not workspace.out.exists()
-    assert {path.name for path in workspace.spec_file.parent.iterdir()} == {"spec.toml"}
 
 
 def test_a_full_disk_is_said_before_a_sweep(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import threading
 import time
@@ -14,14 +13,12 @@ import pytest
 import tomlkit
 import torch
 
-from build.bench import costs, load, origin, publication, question, reply, statistic, variant
+from build.bench import load, question, reply, statistic, variant
 from build.bench.caller import full_windows
-from build.bench.ladder import figures, ladder, local, report, rung, waterfall
+from build.bench.ladder import figures, ladder, local, rung, waterfall
 from build.bench.ladder.ladder import hops
-from build.bench.peers import comparison, peer
-from build.bench.peers import report as peers
-from build.core.reduce.cost import RATES
 from build.repository.workspace import PRESETS, Workspace
+from ensemble.errors import LastrowError
 from ensemble.learners.history import History, windows
 from ensemble.spec import DEFAULT_SPEC, Spec
 
@@ -238,63 +235,29 @@ def test_parts_add_up_to_the_whole():
     assert alone == pytest.approx({"queue": 1.0, "naive": 6.0, "hand-over": 0.0})
 
 
-def published(name: str) -> dict[str, object]:
-    return json.loads((publication.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("network", "text", "wanted"),
+    [
+        ("sasrec", "3\n40\n0\n", {3, 40}),
+        ("knowledge_tracing", "3\n40\n", {3, 40}),
+        ("gru4rec", "ada:5,6,7\nbob:9\n", {3, 1}),
+        ("forecaster", "series,a\nx,1\nx,2\ny,3\n", {2, 1}),
+    ],
+)
+def test_lengths_are_of_any_models_histories(network: str, text: str, wanted: set[int], tmp_path):
+    spec = Spec.read(DEFAULT_SPEC.with_name(f"{network}.toml"))
+    (tmp_path / "lengths").write_text(text)
+    assert set(question.lengths_of(tmp_path / "lengths", spec)) == wanted
+    space = Workspace(spec, tmp_path / "spec.toml", tmp_path / "model.pt", tmp_path / "models")
+    asked = question.mix(space, tmp_path / "lengths")
+    assert {question.steps(one) for one in asked} == {max(length, spec.shortest_history) for length in wanted}
 
 
-def test_the_readmes_show_the_published_ladder(tmp_path):
-    found = published("ladder")
-    whole, front = (path.read_text(encoding="utf-8") for path in (publication.README, publication.FRONT))
-    assert publication.published(whole, "ladder", report.section(found)) == whole
-    assert publication.published(front, "four rungs", report.four_rows(found)) == front
-    assert (publication.README.parent / "published" / "ladder.svg").is_file()
-    assert [path.name for path in waterfall.draw(found, tmp_path)] == ["ladder.svg", "ladder.png"]
-    assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
-
-
-def test_the_readme_shows_the_published_peers():
-    found, readme = published("peers"), publication.README.read_text(encoding="utf-8")
-    assert publication.published(readme, "peers", peers.section(found)) == readme
-    names = [server["name"] for server in found["servers"]]
-    assert comparison.OURS in names
-    assert set(names) <= {comparison.OURS, *(p.name for p in peer.PEERS)}  # a peer may be newer than the figures
-
-
-def test_every_published_rung_adds_up():
-    for found in published("ladder")["rungs"]:
-        for cells in found["loads"].values():
-            for cell in cells.values():
-                if "parts_ms" in cell:
-                    assert sum(cell["parts_ms"].values()) == pytest.approx(cell["p50_ms"])
-
-
-def test_a_readme_without_a_place_is_refused():
-    with pytest.raises(ValueError, match="no place for the ladder"):
-        publication.published("nothing", "ladder", "text")
-
-
-def test_figures_name_the_commit_and_whether_it_was_that_alone():
-    found = origin.record()
-    assert set(found) == {"machine", "commit", "dirty", "time"}
-    for commit, dirty, said in (
-        ("1234567", False, "; commit 1234567, "),
-        ("1234567", True, "; commit 1234567, with changes on top, "),
-        ("1234567", None, "; commit 1234567, changes on top not recorded, "),
-        (None, None, "; a tree without git, "),
-    ):
-        assert origin.sentence({**found, "commit": commit, "dirty": dirty}).endswith(said + found["time"][:10])
-
-
-def test_the_readme_of_the_pass_shows_the_published_costs():
-    found, readme = published("costs"), publication.REDUCE.read_text(encoding="utf-8")
-    assert publication.published(readme, "costs", costs.section(found)) == readme
-
-
-def test_the_rates_are_fitted_to_the_published_costs_and_put_the_models_in_order():
-    models = published("costs")["models"]
-    for name, rate in costs.fit(models).items():
-        assert RATES[name] == pytest.approx(rate, rel=0.06, abs=1e-6), name
-    assert costs.correlation([m["ms"] for m in models], [costs.predicted(m) for m in models]) >= 0.9
+@pytest.mark.parametrize("text", ["", "0\n", "what\n"])
+def test_lengths_that_are_none_are_refused_with_a_sentence(text: str, tmp_path):
+    (tmp_path / "lengths").write_text(text)
+    with pytest.raises(LastrowError, match="lengths"):
+        question.lengths_of(tmp_path / "lengths", sequence())
 
 
 def sequence(**keys: object) -> Spec:

@@ -17,7 +17,7 @@ from ensemble.sample import draw
 from ensemble.sequence import Sequence
 from ensemble.spec import Spec
 from ensemble.values import is_padding
-from tests.zoo import foreign
+from tests.zoo import foreign_types
 from tests.zoo.foreign import WINDOW, Foreign, Given
 
 TELLING = (
@@ -28,7 +28,7 @@ SIZES = [(1,), (2,), (WINDOW - 1,), (WINDOW,), (WINDOW + 5,), (1, WINDOW + 5, 3,
 
 
 def described(made: type[Foreign]) -> Sequence:
-    network = {"type": "module", "factory": f"tests.zoo.foreign:{made.__name__}"}
+    network = {"type": "module", "factory": f"{made.__module__}:{made.__name__}"}
     spec = Spec.model_validate(
         {**made.spec, "network": network, "batching": {"max_batch_size": 8, "longest_history": 40}}
     )
@@ -52,7 +52,7 @@ def own(spec: Sequence, request: dict[str, np.ndarray], number: int, length: int
 
 @pytest.mark.parametrize("name", TELLING)
 def test_a_core_answers_as_the_author_does(name, tmp_path):
-    made = foreign.MODELS[name]
+    made = foreign_types.MODELS[name]
     spec = described(made)
     torch.manual_seed(0)
     model = made().eval()

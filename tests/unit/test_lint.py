@@ -117,6 +117,6 @@ def test_the_command(tmp_path: Path):
     broken = write(tmp_path / "broken", first=model(), second=model(size=5), whole=chain())
     assert run(str(broken)).returncode == 1
     missing = run(str(tmp_path / "none"))
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert missing.stderr.startswith("error: there is no model repository")
     assert missing.stderr.count("\n") == 1

@@ -19,7 +19,7 @@ from build import ROOT
 HOUSE = (
     "build.__main__",
     "build.commands",
-    "build.analyzer",
+    "build.analyzer build.score",
     "build.bench.ladder build.bench.peers build.bench.stages",
     "build.bench",
     "build.repository",

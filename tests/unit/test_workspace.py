@@ -57,7 +57,7 @@ def test_a_tuned_spec_is_used_again(choice: str, small_checkpoint: Path, capsys:
 
 def test_what_tuning_wrote_is_what_the_next_build_serves(small_checkpoint: Path, tmp_path: Path):
     space = open_workspace(checkpoint=small_checkpoint, out=tmp_path / "models")
-    tuning.write(space, SETTING, Gain(Contender(SETTING.applied(space.spec)), (2.0, 1.9, 2.1), (3.0, 2.9, 3.1)))
+    tuning.write(space, Gain(Contender(SETTING.applied(space.spec)), (2.0, 1.9, 2.1), (3.0, 2.9, 3.1)))
     again = open_workspace(checkpoint=small_checkpoint, out=tmp_path / "models")
     assert Setting.of(again.spec) == SETTING
 

@@ -56,8 +56,8 @@ def draw(report: dict[str, Any], folder: Path, name: str = "ladder") -> list[Pat
         for row, (rung, p50) in enumerate(zip(rungs, values, strict=True)):
             parts = rung["loads"][figures.full]["1"].get("parts_ms")
             start = 0.0
-            for name, ms in named(parts).items() if parts else [("model", p50)]:
-                panel.barh(row, max(ms, 0.0), left=start, color=PARTS.get(name, MODEL), height=0.7)
+            for part, ms in named(parts).items() if parts else [("model", p50)]:
+                panel.barh(row, max(ms, 0.0), left=start, color=PARTS.get(part, MODEL), height=0.7)
                 start += max(ms, 0.0)
             panel.text(
                 min(p50, limit * 0.88) + limit * 0.01, row, f"{p50:.1f} ms", va="center", fontsize=8, clip_on=True

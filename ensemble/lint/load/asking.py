@@ -67,7 +67,7 @@ class _Asking:
                     self._note(name, "the time limit came before Triton had loaded it", "a higher --load-seconds")
                 break
             except Died as e:
-                raise LintError(f"{self._executable} ends before it answers; run it by hand to see why") from e
+                raise LintError(f"{self._executable} ends before it answers: {_last(str(e))}") from e
         for name, changes in self._changed.items():
             for change in changes:
                 self._note(name, change, "the same on a server that has what it needs")
@@ -105,13 +105,13 @@ class _Asking:
         nobody = not any(model.versions for model in self._repository.models.values())
         for name, model in self._repository.models.items():
             versions = list(model.config.version_policy.specific.versions) or [1]
-            if nobody:
+            if not model.versions and (nobody or model.backend != ENSEMBLE):
                 for version in versions:
                     self._staging.version(name, version)
             if model.backend in (ENSEMBLE, "") or not model.filename or model.model_files:
                 continue
             if model.backend == "python":
-                for version in versions if nobody else model.served:
+                for version in model.served or versions:
                     self._staging.empty(name, version, model.filename)
             self._staging.stand_in(name, model.backend)
             why = f"there is no {model.filename} here, and backend {model.backend} was not asked: only the configuration was"

@@ -108,7 +108,7 @@ class Server:
     def _wait_until_live(self) -> None:
         while time.monotonic() < self._deadline:
             if not self._alive():
-                raise Died
+                raise Died(self.log()[-500:])
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(self._url("v2/health/live"), timeout=1).close()  # noqa: S310 http, on 127.0.0.1
                 return

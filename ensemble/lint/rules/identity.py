@@ -130,7 +130,8 @@ def batch(repository: Repository) -> Iterator[Finding]:
 def versions(repository: Repository) -> Iterator[Finding]:
     """No version folder, or none that the version_policy takes.
 
-    A model has a folder with a number for each version (`m/1/model.onnx`), an ensemble an empty one. Of a repository in
+    A model has a folder with a number for each version (`m/1/model.onnx`), an ensemble an empty one. Of a model without one
+    nothing is said: its files come from elsewhere. Neither of an ensemble in
     which no model has one nothing is said: its files come from elsewhere. Git keeps no empty folder: put a .gitkeep in
     it.
     """
@@ -141,7 +142,8 @@ def versions(repository: Repository) -> Iterator[Finding]:
         policy = model.config.version_policy
         if not model.versions:
             why = "there is no version folder, a number from 1 on"
-            yield refused(model, "version_policy", why, f"{model.name}/1, which is empty for an ensemble")
+            if model.backend == ENSEMBLE:
+                yield refused(model, "version_policy", why, f"an empty folder {model.name}/1")
             continue
         absent = sorted(set(policy.specific.versions) - set(model.versions))
         if policy.HasField("specific") and not model.served:
