@@ -44,8 +44,8 @@ def section(report: dict[str, Any]) -> str:
     off = max(abs(cell["remainder_us"]) / cell["p50_us"] for cell in cells)
     told = [
         f"{report['model']['title']}; p50 in us of {cells[0]['requests']} requests, one at a time, in {settings['rounds']} "
-        f"interleaved rounds, on {origin.sentence(report)}. A stage is the mean over the half of the requests that took "
-        f"neither longest nor shortest; together they are p50 within {off:.1%}.",
+        f"interleaved rounds, on {origin.sentence(report)}. A stage is the mean over the "
+        f"fifth of the requests whose time is nearest to p50; together they are p50 within {off:.1%}.",
         "",
         f"| {' | '.join(header)} |",
         "|---" + "|--:" * (len(header) - 2) + "|---|",
