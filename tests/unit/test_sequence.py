@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tomlkit
 
+from build import ROOT
 from ensemble.contract import Contract
 from ensemble.errors import SpecError
 from ensemble.sequence import Sequence
@@ -243,3 +246,15 @@ def test_a_list_of_inputs_is_recognised_in_a_spec(tmp_path):
 def test_what_nothing_tells_is_asked_for(tmp_path, names):
     with pytest.raises(SpecError, match=r"nothing tells what .* should get; write it, as in .*allowed are ids, "):
         read(tmp_path, changed(history={"ids": {"values": [1, 9]}}, inputs=names))
+
+
+def test_the_spec_on_the_front_page_is_one(tmp_path: Path):
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    (tmp_path / "spec.toml").write_text(text)
+    spec = Spec.read(tmp_path / "spec.toml")
+    assert [tensor.name for tensor in spec.answered] == ["next_ids", "next_values"]
+    assert {name: source.of for name, source in spec.fed.items()} == {
+        "items": "item_ids",
+        "attention_mask": "mask",
+        "user_age": "age",
+    }
