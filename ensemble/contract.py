@@ -250,7 +250,8 @@ class Contract(NamedTuple):
         found = json.loads(text)
         for each in ("inputs", "contexts"):
             found[each] = {
-                name: Values(*values)._replace(shape=tuple(values[-1])) for name, values in found[each].items()
+                name: Values(*values)._replace(shape=tuple(values[4]), limits=values[5] and tuple(values[5]))
+                for name, values in found[each].items()
             }
         found["core"] = tuple(Source(*source) for source in found["core"])
         found["words"] = Words(*found["words"])

@@ -35,7 +35,7 @@ def random_request(
     for name, values in allowed.items():
         shape = (batch, time, *(shapes or {}).get(name, ()))
         if values.end is None:
-            request[name] = rng.standard_normal(shape, np.float32)
+            request[name] = _floats(rng, values, shape)
         else:
             request[name] = _integers(rng, values, shape)
     if padded:
@@ -43,6 +43,14 @@ def random_request(
         for name, drawn in request.items():
             drawn[behind] = allowed[name].padding
     return request
+
+
+def _floats(rng: np.random.Generator, values: Values, shape: Sequence[int]) -> np.ndarray:
+    """FP32 over the whole of the limits; without limits, normal."""
+    if values.limits is None:
+        return rng.standard_normal(shape, np.float32)
+    low, high = np.array(values.limits, np.float32)
+    return np.clip(rng.uniform(*values.limits, shape).astype(np.float32), low, high)
 
 
 def _integers(rng: np.random.Generator, values: Values, shape: Sequence[int]) -> np.ndarray:
@@ -78,7 +86,7 @@ def draw(
                 np.int32
             )
         elif values.end is None:
-            request[name] = rng.standard_normal(shape, np.float32)
+            request[name] = _floats(rng, values, shape)
         else:
             request[name] = _integers(rng, values, shape)
         if values.is_open:

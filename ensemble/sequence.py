@@ -142,6 +142,9 @@ class Sequence(Spec):
     def input(self, name: str) -> Input:
         return self.history.get(name) or self.context.get(name) or Input(dtype="FP32")
 
+    def _number(self, number: Number | float) -> float:
+        return float(self.sizes[number] if isinstance(number, str) else number)
+
     def size(self, size: Number | float) -> int:
         return self.sizes.get(size, -1) if isinstance(size, str) else int(size)
 
@@ -158,9 +161,11 @@ class Sequence(Spec):
 
     def _allowed(self, name: str, given: Input) -> Values:
         shape = tuple(self.size(size) for size in given.shape)
-        if given.values is None:
-            return Values(None, "finite numbers", name, 0, shape)
-        low, high = map(self.size, given.values)
+        if given.dtype == "FP32":
+            limits = given.values and (self._number(given.values[0]), self._number(given.values[1]))
+            said = f"numbers from {limits[0]:g} to {limits[1]:g}" if limits else "finite numbers"
+            return Values(None, said, name, 0, shape, limits)
+        low, high = map(self.size, given.values or ())
         return Values(high + 1, f"{low} to {high}", name, low, shape)
 
     @property
@@ -238,22 +243,22 @@ class Sequence(Spec):
     def is_optional(self, name: str, given: Context) -> bool:
         return given.optional or given.default is not None or name in self._columns
 
-    def holds(self, source: Source) -> tuple[int, int] | None:
-        """The lowest and the highest of the integers that the core gets of an input; None: it is of floats, or derived."""
-        if self.input(source.of).values is None:
-            return None
+    def holds(self, source: Source) -> tuple[float, float] | None:
+        """The lowest and the highest that the core gets of an input; None: any number, or it is derived."""
         of = [source.of, *(name for name in (source.append, source.shift) if isinstance(name, str))]
         ranges = [self._allowed(name, self.input(name)) for name in of]
-        found = [number for each in ranges for number in (each.start, int(each.end or 0) - 1)]
-        found += [int(source.append)] if isinstance(source.append, (int, float)) else []
+        if any(each.end is None and each.limits is None for each in ranges):
+            return None
+        found: list[float] = [number for each in ranges for number in each.limits or (each.start, (each.end or 0) - 1)]
+        found += [source.append] if isinstance(source.append, (int, float)) else []
         if source.of in self.history:
-            found.append(int(self.history[source.of].padding))
+            found.append(self.history[source.of].padding)
         given = [self.context[name] for name in of if name in self.context]
-        found += [int(each.padding) for each in given if each.padding is not None]
+        found += [each.padding for each in given if each.padding is not None]
         for name, each in zip(of, map(self.input, of), strict=True):
             if isinstance(each, Context) and each.default is not None:
                 default = np.asarray(whole(each.default, self._allowed(name, each)))
-                found += [int(default.min()), int(default.max())]
+                found += [float(default.min()), float(default.max())]
         return min(found), max(found)
 
     @property

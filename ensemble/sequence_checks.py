@@ -14,7 +14,7 @@ LIMITS = {name: np.iinfo(kind) for name, kind in (("INT32", np.int32), ("INT64",
 FLAGS = ("mask", "padding", "token_types")  # what is derived and 0 or 1
 
 
-def is_int32(low: int, high: int) -> bool:
+def is_int32(low: float, high: float) -> bool:
     """Whether INT32 holds all from one number to another.
 
     >>> is_int32(0, 2**31 - 1), is_int32(0, 2**31)
@@ -99,20 +99,21 @@ def check_numbers(spec: Any) -> None:
         where = f"{'history' if name in spec.history else 'context'}.{name}"
         if given.values is not None:
             low, high = (spec.sizes[size] if isinstance(size, str) else size for size in given.values)
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+                raise ValueError(f"{where}.values is [{low}, {high}]; needed are two numbers, the lowest comes first")
+        if given.values is not None and given.dtype != "FP32":
             limits = LIMITS[given.dtype]
-            if low > high:
-                raise ValueError(f"{where}.values is [{low}, {high}]; the lowest comes first")
             if min(low - 1, -1) < limits.min or high > limits.max:
                 raise ValueError(
                     f"{where}.values is [{low}, {high}]; {given.dtype} holds {limits.min} to {limits.max}, the lowest of "
                     "which is kept for padding" + (': write dtype = "INT64"' if given.dtype == "INT32" else "")
                 )
-        _check_number(given.padding, given.values is not None, f"{where}.padding")
+        _check_number(given.padding, given.dtype != "FP32", f"{where}.padding")
     contract = spec.contract
     _check_cold_start(spec)
     for own, source in spec.fed.items():
         where, given_as = f"inputs.{own}", spec.inputs[own].dtype
-        is_float = source.of in (*spec.history, *spec.context) and spec.holds(source) is None
+        is_float = source.of in held and held[source.of].dtype == "FP32"
         if isinstance(source.append, (int, float)):
             _check_number(source.append, not is_float, f"{where}.append")
         if given_as is not None:

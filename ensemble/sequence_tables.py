@@ -40,20 +40,18 @@ class SequenceModel(Model):
 class Input(Table):
     """A tensor of a request.
 
-    values: the lowest and the highest of integers, both allowed; floats are any finite numbers. Where integers may be
-    negative, what pads them in a request is one below the lowest, and else -1.
+    values: the lowest and the highest, both allowed; integers need them, floats without are any finite numbers. Where
+    integers may be negative, what pads them in a request is one below the lowest, and else -1.
     """
 
     dtype: Literal["INT32", "INT64", "FP32"] = "INT32"
     shape: tuple[Count | Name, ...] = ()
-    values: tuple[Number, Number] | None = None
+    values: tuple[Number | float, Number | float] | None = None
 
     @model_validator(mode="after")
     def _integers_have_an_end(self) -> Input:
-        if (self.dtype == "FP32") == (self.values is not None):
-            raise ValueError(
-                "values is for integers, which need it, as in values = [1, 9999]; floating-point numbers have none"
-            )
+        if self.dtype != "FP32" and (self.values is None or any(isinstance(end, float) for end in self.values)):
+            raise ValueError("integers need values, the lowest and the highest of them, as in values = [1, 9999]")
         return self
 
 

@@ -30,7 +30,8 @@ class RefusedError(ValueError):
 class Values(NamedTuple):
     """What an input may hold before its padding: whole numbers from `start` to below `end`; without an end, finite numbers.
 
-    said: the same in words. reason: what a value beyond them is counted as. shape: of one step, or of a context.
+    said: the same in words. reason: what a value beyond them is counted as. shape: of one step, or of a context. limits: the
+    lowest and the highest of numbers without an end, if they have some.
     """
 
     end: int | None
@@ -38,6 +39,7 @@ class Values(NamedTuple):
     reason: str
     start: int = 0
     shape: tuple[int, ...] = ()
+    limits: tuple[float, float] | None = None
 
     @property
     def padding(self) -> float:
@@ -222,6 +224,9 @@ def counted(values: np.ndarray, allowed: Values, name: str, padded: bool, words:
 
 def _is_full(values: np.ndarray, allowed: Values) -> bool:
     """Whether all of it is allowed: one pass, for the request that has no padding. An overflow of a sum only suspects."""
+    if allowed.limits is not None:
+        low, high = allowed.limits
+        return bool(low <= values.min() and values.max() <= high)  # neither is true of a NaN
     if allowed.end is None:
         return bool(np.isfinite(values.sum()))
     return bool(_above(values, allowed.start).max() < allowed.end - allowed.start)
@@ -235,8 +240,13 @@ def _is_allowed(values: np.ndarray, allowed: Values) -> np.ndarray:
 
 def _fits(values: np.ndarray, allowed: Values) -> np.ndarray:
     """Of each number, BOOL of the same shape."""
-    end = allowed.end
-    fits: np.ndarray = np.isfinite(values) if end is None else _above(values, allowed.start) < end - allowed.start
+    fits: np.ndarray
+    if allowed.limits is not None:
+        fits = (values >= allowed.limits[0]) & (values <= allowed.limits[1])
+    elif allowed.end is None:
+        fits = np.isfinite(values)
+    else:
+        fits = _above(values, allowed.start) < allowed.end - allowed.start
     return fits
 
 

@@ -156,6 +156,13 @@ def check(
         lengths = tuple(counted.tolist())
         progress(done / len(todo), f"lengths {', '.join(map(str, lengths))}")
         reference = author.rows(request)
+        if not all(np.isfinite(each).all() for each in reference):
+            held = {**spec.contract.inputs, **spec.contract.contexts}
+            raise ParityError(
+                f"{author.name} itself answers NaN or infinity at lengths {list(lengths)}, for random values that the spec "
+                f"allows: {', '.join(f'{name} {each.said}' for name, each in held.items())}. Nothing was written. Say "
+                "which there are (values of [history.*] and [context.*])"
+            )
         firsts.append(np.concatenate([each[0].reshape(-1) for each in reference]))
         for stage, answers, wanted in _answers(spec, sessions, request, counted, reference):
             worst = max(_apart(answer, want) for answer, want in zip(answers, wanted, strict=True))

@@ -130,6 +130,13 @@ def check(model: nn.Module, spec: Spec) -> None:
         raise SignatureError(_blamed(served, spec, fed, e)) from e
     if isinstance(spec, KnowledgeTracing):
         return
+    try:
+        _run(served, example(spec, batch, spec.model.window))
+    except Exception as e:
+        raise SignatureError(
+            f"{type(model).__name__} answers {time} steps and fails on {spec.model.window}, the model.window: {_told(e)}. "
+            "Does it take so many?"
+        ) from e
     assert isinstance(spec, SequenceSpec)
     for name, tensor, answer in zip(spec.outputs, spec.cores[0].outputs, answers, strict=True):
         rows = [] if spec.row.select == "own" else [time]
@@ -165,7 +172,7 @@ def _run(served: Served, fed: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
 
 def _blamed(served: Served, spec: Spec, fed: Mapping[str, np.ndarray], error: Exception) -> str:
     """Which input a model fails on: the one without whose values it does not."""
-    told = (str(error).splitlines() or [type(error).__name__])[0]
+    told = _told(error)
     own = dict(zip(fed, spec.fed, strict=True))
     for name, value in fed.items():
         if value.dtype.kind != "i" or not value.any():
@@ -195,6 +202,11 @@ def fields(answer: Any) -> Mapping[str, Any] | None:
         named: dict[str, Any] = answer._asdict()
         return named
     return answer if isinstance(answer, Mapping) else None
+
+
+def _told(error: Exception) -> str:
+    """The first line of what somebody's code raised."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _named(answer: Any, names: Sequence[str], model: str) -> list[Tensor]:

@@ -17,6 +17,7 @@ from build.core.parity import ParityError
 from build.core.reduce.file import load, save
 from build.core.served import SignatureError, check
 from ensemble.sequence import Sequence
+from ensemble.spec import Spec
 from ensemble.tables import CORE
 from tests import zoo
 from tests.zoo.models import GRU4Rec, OwnRow, Tagger
@@ -201,3 +202,42 @@ def test_a_model_of_another_signature_is_told_by_what_differs(name, keys, model,
 def test_a_model_of_the_specs_signature_passes():
     for name in zoo.NAMES:
         check(zoo.make(zoo.read(name)), zoo.read(name))
+
+
+class Logarithm(nn.Module):
+    """What is NaN below 0, and has as many positions as it was made with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.head = nn.Embedding(16, 4), nn.Linear(4, 3)
+
+    def forward(self, gaps: Tensor) -> Tensor:
+        return self.head(torch.log(gaps)[..., None] + self.positions(torch.arange(gaps.shape[1])))
+
+
+@pytest.mark.parametrize(
+    ("values", "window", "error", "said"),
+    [
+        (None, 16, ParityError, r"PyTorch itself answers NaN or infinity .* gaps finite numbers.*\[history\.\*\]"),
+        (
+            [1.0, 99.0],
+            17,
+            SignatureError,
+            r"Logarithm answers 7 steps and fails on 17, the model\.window: index out of",
+        ),
+    ],
+)
+def test_what_a_model_itself_cannot_answer_is_not_the_cores_fault(values, window, error, said, tmp_path):
+    document = {
+        "model": {"name": "gaps", "window": window},
+        "network": {"type": "module", "factory": f"{__name__}:Logarithm"},
+        "history": {"gaps": {"dtype": "FP32", "padding": 1, **({"values": values} if values else {})}},
+        "outputs": {"out": {"shape": [3]}},
+        "answer": [{"name": "all"}],
+        "batching": {"max_batch_size": 4},
+    }
+    torch.save(Logarithm().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(error, match=said):
+        recipe.make(Spec.model_validate(document), tmp_path / "weights.pt", tmp_path / "core.onnx")
+    document["model"]["window"], document["history"]["gaps"]["values"] = 16, [1.0, 99.0]
+    assert recipe.make(Spec.model_validate(document), tmp_path / "weights.pt", tmp_path / "core.onnx").difference < 1e-5

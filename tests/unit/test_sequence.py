@@ -170,11 +170,11 @@ def test_a_spec_of_the_zoo_is_read_and_its_contract_travels_as_json(name):
         ),
         (
             {"history__item_ids__values": None},
-            r"history\.item_ids: .*values is for integers, which need it, as in values = \[1, 9999\]",
+            r"history\.item_ids: .*integers need values, the lowest and the highest of them, as in values = \[1, 9999\]",
         ),
         (
-            {"history__ratings__values": [0, 5]},
-            r"history\.ratings: .*floating-point numbers have none",
+            {"history__ratings__values": [5, 0.5]},
+            r"history\.ratings\.values is \[5, 0\.5\]; needed are two numbers, the lowest comes first",
         ),
         ({"row": {"select": "index"}}, "index names the context that says which step"),
         (

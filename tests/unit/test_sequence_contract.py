@@ -286,3 +286,22 @@ def test_histories_of_unequal_length_are_told_to_come_apart():
     assert str(error) == (
         "ids: history 1 has 2 steps, and history 0 has 3; this model is not padded: send those of one length together"
     )
+
+
+def test_floats_with_ends_are_drawn_over_all_of_them_and_refused_beyond():
+    values = Values(None, "numbers from 0.1 to 3600", "gap", 0, (), (0.1, 3600.0))
+    of = Contract({"gaps": values}, (Source("gaps", "gaps"),), (64,), contexts={"age": values})
+    assert Contract.loads(of.dumps()) == of
+    request = draw(of, [64, 20, 64], seed=1)
+    assert 0.1 <= np.nanmin(request["gaps"]) < 200
+    assert 3400 < np.nanmax(request["gaps"]) <= 3600
+    assert of.check(request).tolist() == [64, 20, 64]
+    for wrong in (-0.5, 3601.0, np.inf, np.nan):
+        for lengths in ([3], [3, 2]):
+            request = draw(of, lengths)
+            request["gaps"][0, 1] = wrong
+            with pytest.raises(RefusedError, match=r"gaps: history 0, position 1 is .*(3600|follow it)"):
+                of.check(request)
+            request = {**draw(of, lengths), "age": np.full(len(lengths), wrong, np.float32)}
+            with pytest.raises(RefusedError, match=r"age: history 0 is .*; allowed are numbers from 0\.1 to 3600"):
+                of.check(request)
