@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -17,7 +18,7 @@ from ensemble import requests
 from ensemble.errors import HistoryError
 from ensemble.interface import Interface
 
-csv.field_size_limit(2**31 - 1)  # a history of a hundred thousand steps is one cell
+LONGEST_CELL = 2**31 - 1  # bytes: a history of a hundred thousand steps is one cell
 FORMATS = (".parquet", ".jsonl", ".csv")
 
 
@@ -108,13 +109,23 @@ def _json(file: Path, _: Interface, size: int) -> Iterator[Window]:
 
 
 def _csv(file: Path, interface: Interface, size: int) -> Iterator[Window]:
-    with file.open("rb") as content:
+    with file.open("rb") as content, _long_cells():
         # Whole records: a cell in quotes may have line ends in it.
         text = csv.reader(line.decode("utf-8", "replace") for line in content)  # what is replaced is no number
         header = next(text, [])
         header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]
         _check(header, file, interface)
         yield from _lines(file, content, (_record(record) for record in text if record), _record(header), size)
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let CSV have cells of any length, and then again what it may have elsewhere in this process."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _record(cells: list[str]) -> bytes:
@@ -139,7 +150,8 @@ def _of_line(header: bytes, line: bytes, number: int, interface: Interface) -> R
     if not header and not line.lstrip().startswith(b"{"):
         return Row(str(number), {}, f"row {number} is not a JSON object")
     try:
-        found = requests.read(header + line, f"row {number}", interface, number)
+        with _long_cells():
+            found = requests.read(header + line, f"row {number}", interface, number)
     except HistoryError as e:
         return Row(str(number), {}, str(e))
     if len(found) != 1:
