@@ -37,7 +37,7 @@ class AsyncClient(Protocol):
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] = DEFAULT_URL,
         *,
         spec: Spec | None = None,
         model: str | None = None,

@@ -32,6 +32,10 @@ class Client(Protocol):
     It knows the model by its spec [default: the preset of knowledge tracing], or by its name alone: model="sasrec", of which
     the server says the rest.
 
+    Several servers of one model are asked in turn: Client(["a:8001", "b:8001"]), or by a name that has several addresses.
+    What one of them did not answer the next is asked at once: answers are pure, a history's is the same from each and
+    leaves nothing behind, so asking twice costs time alone.
+
     With shared_memory, on the server's host, tensors do not go through the socket; such a client has one call at a time,
     and refuses another thread's meanwhile.
 
@@ -54,7 +58,7 @@ class Client(Protocol):
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] = DEFAULT_URL,
         *,
         spec: Spec | None = None,
         model: str | None = None,
@@ -70,7 +74,7 @@ class Client(Protocol):
         if shared_memory:
             try:
                 retry = self.retry(self.deadline(None))
-                self._memory = SharedMemory(url, self._known(retry.deadline))
+                self._memory = SharedMemory(self.url, self._known(retry.deadline))
                 self._try(functools.partial(self._memory.open, self._stub, retry.deadline), retry)
             except BaseException:
                 self.close()

@@ -21,7 +21,7 @@ from tritonclient.utils import triton_to_np_dtype
 from ensemble.client import knowledge_tracing as learners
 from ensemble.client import raw
 from ensemble.client.batch import batches
-from ensemble.client.channel import Tls, credentials, endpoint, limits
+from ensemble.client.channel import Tls, balancing, credentials, is_several, limits, target
 from ensemble.client.retry import Retry, count, seconds
 from ensemble.contract import PADDING
 from ensemble.errors import InvalidRequestError, ServingError, SpecError
@@ -86,9 +86,15 @@ class Protocol:
     """What both clients know: the model's interface, the deadline, the retries, and how to speak with the ensemble."""
 
     def __init__(
-        self, url: str, spec: Spec | None, model: str | None, deadline_s: float, retries: int, tls: Tls | None
+        self,
+        url: str | Sequence[str],
+        spec: Spec | None,
+        model: str | None,
+        deadline_s: float,
+        retries: int,
+        tls: Tls | None,
     ) -> None:
-        self.url = endpoint(url)
+        self.url = target(url)
         if spec is not None and model is not None:
             raise InvalidRequestError(f"spec and model={model!r} are both given; give one of them", "INVALID_ARGUMENT")
         self._spec = Spec.read() if spec is None and model is None else spec
@@ -98,7 +104,7 @@ class Protocol:
         self.retries = count(retries)
         self._closed = threading.Event()  # set by another thread, perhaps, while a call is under way
         self._credentials = credentials(tls)
-        self._limits = limits(self._interface)
+        self._limits = [*limits(self._interface), *balancing(self.url)]
         self._word = self._interface.contract.words.history if self._interface else "history"
         # Every request has a name of its own: the server's log says it where it refuses one, and so does the error here.
         self._name, self._numbers = uuid.uuid4().hex[:12], itertools.count(1)
@@ -287,7 +293,7 @@ class Protocol:
     def retry(self, deadline: float, request: Request | None = None) -> Retry:
         """The tries of one call."""
         named = ("", 0, "") if request is None else (request.message.id, request.first, self._word)
-        return Retry(self.url, self._closed, self.retries, deadline, named)
+        return Retry(self.url, self._closed, self.retries, deadline, named, several=is_several(self.url))
 
 
 def _has_names(given: object) -> bool:

@@ -24,6 +24,8 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.05, 1.0
 # How a server that stops refuses what it has not begun with, before its connections close: gRPC cancels what it had not
 # handed on (its issue 41785), and Triton does not find a model that it has taken down already.
 STOPPING = {"CANCELLED": "", "NOT_FOUND": "has no available versions"}
+# And how one refuses whose step has died, until its supervisor starts it again.
+BROKEN = {"INTERNAL": "is not healthy"}
 # Where something takes the connection and closes it at the first words of gRPC.
 NO_GRPC = (
     "; what listens there does not speak gRPC without TLS: is it the port of HTTP or of the metrics (Triton's own are 8000 "
@@ -35,12 +37,15 @@ NO_GRPC = (
 class Retry:
     """The tries of one call.
 
-    Only what the server has not begun with is tried again, and not by a client closed meanwhile. The waits double and are
-    spread at random, so that clients of a server that returns do not all come at once.
+    What a server that stops, breaks or is gone did not answer is tried again, and not by a client closed meanwhile. It may
+    have been answered all the same, on a connection that broke: a repeat is safe, since an answer depends on the history and
+    the model alone and changes nothing at the server. The waits double and are spread at random, so that clients of a server
+    that returns do not all come at once.
 
     Attributes:
         url: who is asked. closed: set by another thread, perhaps, while the call is under way.
         retries: tries after the first, at most. deadline: on the monotonic clock, of all tries together.
+        several: whether the next try is another server's, perhaps, and need not wait.
         request: its name in the server's log, the number of its first history in the call, and what a history is called.
     """
 
@@ -50,6 +55,7 @@ class Retry:
     deadline: float
     request: tuple[str, int, str] = ("", 0, "")
     tries: int = 0
+    several: bool = False
 
     @property
     def timeout(self) -> float | None:
@@ -72,6 +78,8 @@ class Retry:
             raise error
         doublings = min(self.tries - 1, 30)  # far beyond the longest wait; the power of a thousand tries is no float
         wait = min(FIRST_BACKOFF_S * 2**doublings, LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
+        if self.several and self.tries == 1:
+            wait = 0.0
         if not unavailable(error) or self.tries > self.retries or time.monotonic() + wait >= self.deadline:
             raise failure(self.url, error, *self.request) from error
         return wait
@@ -99,9 +107,9 @@ def failure(url: str, error: grpc.RpcError, name: str = "", first: int = 0, hist
 
 
 def unavailable(error: grpc.RpcError) -> bool:
-    """Whether the server has not begun with the request, and another try may find it, or another server, ready."""
-    status = error.code().name
-    return status == "UNAVAILABLE" or (status in STOPPING and STOPPING[status] in error.details())
+    """Whether another try may find the server, or another one, ready."""
+    status, known = error.code().name, {**STOPPING, **BROKEN}
+    return status == "UNAVAILABLE" or (status in known and known[status] in error.details())
 
 
 def remaining(deadline: float) -> float | None:
