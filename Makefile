@@ -38,6 +38,11 @@ TRACE ?=
 SOAK_S ?= 3600
 BASE ?=
 IMAGE ?= lastrow
+FILES ?=
+REPOSITORY ?= models
+TOP ?=
+CANDIDATES ?=
+ALL ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,7 +60,7 @@ override GOALS := $(or $(MAKECMDGOALS),$(.DEFAULT_GOAL))
 override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 override REFUSED := $(if $(GIVEN),$(shell $(PYTHON) build/make/variables.py '$(firstword $(MAKEFILE_LIST))' '$(GOALS)' '$(GIVEN)'))
 $(if $(REFUSED),$(error $(REFUSED)))
-.PHONY: help setup demo test train repo inspect precision evaluate lint-config serve serve-tls image bench bench-peers stages \
+.PHONY: help setup demo test train repo inspect precision evaluate lint-config serve serve-tls image score bench bench-peers stages \
 	analyze tune test-unit test-faults test-nightly test-transformers soak test-newest lint lock clean
 
 ##@ Get going
@@ -125,6 +130,12 @@ serve-tls: $(SETUP) ## serve with test certificates, to clients that show one of
 image: ## a container image with a repository in it, by docker [BASE=Triton's image, needed OUT=repository, models without it IMAGE=its name]
 	docker build --build-arg 'BASE=$(BASE)' --build-context repository=$(or $(OUT),models) \
 		--file build/deploy/container/Dockerfile --tag '$(IMAGE)' .
+
+##@ Score
+
+score: $(SETUP) ## answer histories by the million without a server [FILES=tables or folders of them OUT=folder of the parts, both needed REPOSITORY= TOP=10 CANDIDATES=file ALL=1]
+	@$(BIN)/python -m build score $(FILES) --out '$(OUT)' --repository '$(REPOSITORY)' $(if $(TOP),--top $(TOP)) \
+		$(if $(CANDIDATES),--candidates '$(CANDIDATES)') $(if $(ALL),--all)
 
 ##@ Measure
 

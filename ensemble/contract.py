@@ -196,9 +196,7 @@ class Contract(NamedTuple):
     def _context(self, source: Source, request: Mapping[str, np.ndarray], batch: int) -> np.ndarray:
         """A context as the core gets it: as it was sent, but for what pads it."""
         allowed, values = self.contexts[source.of], request.get(source.of)
-        if (
-            values is None
-        ):  # only wanted columns may be missing without a default: one to compute, which counts as padding
+        if values is None:  # wanted columns alone may be missing: one to compute, which counts as padding
             return np.zeros((batch, 1), np.int32)
         if not allowed.is_open:
             return values

@@ -20,7 +20,7 @@ from ensemble.errors import LastrowError
 from ensemble.interface import Interface
 from ensemble.tables import PREPROCESS
 
-CHAIN, STEPS, SELECT = "chain", "steps", "select"
+CHAIN, STEPS, SELECT, FUNCTION = "chain", "steps", "select", "function"
 
 
 class ScoringError(LastrowError):
@@ -69,6 +69,8 @@ class Served:
         if len(whole) != 1:
             raise ScoringError(f"{repository} is no repository that `make repo` wrote; build one, or name its folder")
         (config,) = whole
+        if any(FUNCTION in each.parameters for each in configs.values()):
+            raise ScoringError(f"{repository} has a first step of one's own, which is not scored yet; ask its server")
         served = _single(repository, config) if STEPS in config.parameters else _ensemble(repository, config, configs)
         missing = next((core.file for core in served.cores if not core.file.is_file()), None)
         if missing is not None:

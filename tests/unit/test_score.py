@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,14 @@ def test_what_breaks_the_contract_is_said_and_spoils_nobody(repositories):
 def test_what_the_model_does_not_have(repositories, options, said: str):
     with pytest.raises(ScoringError, match=said):
         Scorer(repositories["ensemble"], **options)
+
+
+def test_a_first_step_of_ones_own_is_refused(repositories, tmp_path: Path):
+    shutil.copytree(repositories["ensemble"], tmp_path / "own")
+    with (tmp_path / "own" / "preprocess" / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "function" value { string_value: "{}" } }\n')
+    with pytest.raises(ScoringError, match="has a first step of one's own"):
+        Scorer(tmp_path / "own")
 
 
 def test_what_is_no_repository(tmp_path: Path, repositories):
