@@ -120,7 +120,7 @@ def test_it_listens_on_this_machine_alone(keyed: Supervised):
         for s in sockets
         if s.status == psutil.CONN_LISTEN
     }
-    assert listening == {("127.0.0.1", port) for port in (keyed.http, keyed.grpc, keyed.metrics)}
+    assert listening == {("127.0.0.1", port) for port in (keyed.http, keyed.grpc, keyed.metrics, keyed.health)}
 
 
 @pytest.mark.parametrize("headers", [{}, {ADMIN_HEADER: "open-sesame"}, {"other": KEY}], ids=["none", "wrong", "other"])

@@ -85,7 +85,7 @@ from build.server import reaper
 from ensemble.spec import Spec
 process.PYTHON = Path(sys.executable)
 (pytriton,) = [one for one in peer.PEERS if one.name == "PyTriton"]
-with process.serving(pytriton, Path({str(core)!r}), Spec.read(), Path({str(tmp_path)!r})):
+with process.serving(pytriton, "gRPC", 1, Path({str(core)!r}), Spec.read(), Path({str(tmp_path)!r})):
     Path({str(said)!r}).touch()
     time.sleep(600)
 """

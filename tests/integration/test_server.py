@@ -140,7 +140,7 @@ def test_make_serve_listens_on_ipv6(served: Served, tmp_path: Path):
             for socket in one.net_connections()
             if socket.status == psutil.CONN_LISTEN
         }
-        assert listening == {("::1", port) for port in (http, grpc, metrics)}
+        assert listening == {("::1", port) for port in (http, grpc, metrics, health)}
         deadline = time.monotonic() + 10  # the supervisor looks four times a second
         while f"is ready: gRPC [::1]:{grpc}" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
