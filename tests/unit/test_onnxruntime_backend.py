@@ -203,3 +203,13 @@ def test_a_fixed_axis_is_named():
 def test_a_tensor_in_a_message():
     assert tensors.text("ids", np.array([[3, -7]], np.int32)) == "ids int32 [1, 2] from -7 to 3"
     assert tensors.text("ids", np.zeros((2, 0), np.int32)) == "ids int32 [2, 0]"
+
+
+@pytest.mark.parametrize(("given", "entry"), [("0", "0"), ("false", "0"), ("1", "1")])
+def test_idle_threads_sleep_where_the_configuration_says_so(given: str, entry: str):
+    key = "session.intra_op.allow_spinning"
+    config = with_parameters(**{key: given})
+    assert settings.session_options(config).get_session_config_entry(key) == entry
+    assert settings.unknown_keys(config) == []
+    with pytest.raises(ConfigError, match="allow_spinning is 'maybe'"):
+        settings.session_options(with_parameters(**{key: "maybe"}))
