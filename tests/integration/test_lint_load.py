@@ -60,7 +60,11 @@ def test_a_backend_that_is_not_installed_is_said_and_its_configuration_asked(tmp
     )
     (tmp_path / "engine" / "1" / "model.plan").write_bytes(b"not looked at")
     (tmp_path / "net" / "1" / "model.onnx").write_bytes(identity())
-    found = {finding.file.parent.name: finding for finding in ask(read(tmp_path))}
+    (tmp_path / "completed" / "1").mkdir(parents=True)
+    (tmp_path / "completed" / "1" / "model.plan").write_bytes(b"not looked at")
+    said = ask(read(tmp_path))
+    assert [each.rule for each in said if each.file == tmp_path / "completed"] == [NOT_ASKED]  # it has no configuration
+    found = {finding.file.parent.name: finding for finding in said}
     assert found["engine"].rule == NOT_ASKED
     assert "backend tensorrt is not installed here" in found["engine"].why
     assert "preferred size must be <= max batch size" in found["wrong"].why or found["wrong"].rule == NOT_ASKED

@@ -18,6 +18,7 @@ NO_BACKEND = re.compile(r"unable to find backend library for backend '([^']+)'")
 NO_GPU = re.compile(r"no GPUs are available|does not support GPUs|invalid or unsupported gpu id \d")
 OF_A_STEP = re.compile(r"depends on '([^']+)' which (?:has no loaded version|is not valid)")
 COMPLETED = re.compile(r"must specify '(?:data_type|dims)'")
+NO_CONFIG = re.compile(r"model configuration is not provided")  # a backend completes the whole of it
 COMPLETING = ("tensorrt", "openvino", "python", "pytorch", "tensorflow")  # a tensor that is there, from the model file
 TRIES = 4  # a model is loaded anew with a stand-in, and on the CPU
 
@@ -94,11 +95,14 @@ class _Asking:
         if step and step[1] in self._failed:
             self._failed.add(name)
             self._note(name, f"its step {step[1]} does not load, and Triton looks no further", f"{step[1]} first")
-        elif self._stood_in(name) and COMPLETED.search(said) and self._backend(name) in COMPLETING:
+        elif self._stood_in(name) and self._left_to_the_backend(name, said):
             return  # what is missing, the backend completes
         else:
             own = said.replace(str(self._staging.folder), str(self._repository.folder))
             self._refuse(name, _reason(own, name))
+
+    def _left_to_the_backend(self, name: str, said: str) -> bool:
+        return bool(NO_CONFIG.search(said) or (COMPLETED.search(said) and self._backend(name) in COMPLETING))
 
     def _without_files(self) -> None:
         """A stand-in for each model whose own file is not here: its backend says no more, and Python's waits for ever."""

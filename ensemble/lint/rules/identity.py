@@ -130,10 +130,9 @@ def batch(repository: Repository) -> Iterator[Finding]:
 def versions(repository: Repository) -> Iterator[Finding]:
     """No version folder, or none that the version_policy takes.
 
-    A model has a folder with a number for each version (`m/1/model.onnx`), an ensemble an empty one. Of a model without one
-    nothing is said: its files come from elsewhere. Neither of an ensemble in
-    which no model has one nothing is said: its files come from elsewhere. Git keeps no empty folder: put a .gitkeep in
-    it.
+    A model has a folder with a number for each version (`m/1/model.onnx`), an ensemble an empty one: Git keeps no empty
+    folder, so put a .gitkeep in it. Of another model without one nothing is said, because its files come from elsewhere;
+    nor of an ensemble where no model has one.
     """
     models = list(repository.models.values())
     if not any(model.versions for model in models):
