@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -15,6 +15,8 @@ from build.repository import config, fingerprint
 from ensemble.sequence import Sequence
 from ensemble.spec import Spec
 from ensemble.tables import CORE, Tensor
+
+Kind = TypeVar("Kind", bound=Spec)  # knowledge tracing's spec, or a sequence's
 
 NAIVE = "naive"  # the one model of a naive deployment's repository
 
@@ -32,7 +34,7 @@ def table(spec: Spec) -> dict[str, Any]:
     return spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def changed(spec: Spec, **values: object) -> Spec:
+def changed(spec: Kind, **values: object) -> Kind:
     """The spec with other values, by dotted keys with two underscores for the dot: reduce__where="postprocess"."""
     made = table(spec)
     for key, value in values.items():
@@ -41,7 +43,7 @@ def changed(spec: Spec, **values: object) -> Spec:
         for name in path:
             inner = inner[name]
         inner[last] = value
-    return Spec.model_validate(made)
+    return type(spec).model_validate(made)
 
 
 def in_int64(spec: Sequence) -> Sequence:

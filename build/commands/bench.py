@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from build import ARTIFACTS
 from build.commands import repository
@@ -101,8 +103,13 @@ def bench(
     written = [folder / "ladder.json", *waterfall.draw(found, folder)]
     if publish:
         written += report.publish(found)
-    answers().print(report.table(found))
-    for line in report.lines(found):
+    _show(report.table(found), report.lines(found), written)
+
+
+def _show(table: Table, lines: Iterable[str], written: Iterable[Path]) -> None:
+    """What was found, and the files that have it."""
+    answers().print(table)
+    for line in lines:
         answers().print(line, highlight=False)
     for path in written:
         say(f"wrote {path}")
@@ -144,11 +151,8 @@ def bench_peers(
     written = [folder / "peers.json"]
     if publish:
         written += report.publish(found)
-    answers().print(report.table(found))
-    for name, value in report.summary(found).items():
-        answers().print(f"{name}: {value:.3f}", highlight=False)
-    for path in written:
-        say(f"wrote {path}")
+    summary = [f"{name}: {value:.3f}" for name, value in report.summary(found).items()]
+    _show(report.table(found), summary, written)
 
 
 @takes("spec", "checkpoint", "data", "learners", "network", "factory")
@@ -172,8 +176,4 @@ def stages(
     written = [folder / "stages.json", *report.draw(found, folder)]
     if publish:
         written += report.publish(found)
-    answers().print(report.table(found))
-    for line in report.lines(found):
-        answers().print(line, highlight=False)
-    for path in written:
-        say(f"wrote {path}")
+    _show(report.table(found), report.lines(found), written)

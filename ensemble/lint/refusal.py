@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ensemble.lint.finding import Finding
 from ensemble.lint.repository import Model
 
@@ -11,11 +13,11 @@ def refused(model: Model, key: str, why: str, instead: str) -> Finding:
     return Finding(model.file, key, why, instead, "error")
 
 
-def among(names: object) -> str:
+def among(names: Iterable[str]) -> str:
     """What is allowed.
 
     >>> among({"b", "a"})
     'one of a, b'
     """
-    listed = sorted(names)  # type: ignore[call-overload] # any names
+    listed = sorted(names)
     return f"one of {', '.join(listed)}" if listed else "nothing: there is none"

@@ -22,19 +22,21 @@ class Rule:
     Attributes:
         id: stable, as ignores and `--explain` take it.
         check: yields what it finds.
+        text: its page, whose first line is its title.
         written: where what it says is written: an address.
         since: the versions of Triton that it holds for, e.g. "24.04 and later"; empty for every one.
     """
 
     id: str
     check: Check
+    text: str
     written: str
     since: str = ""
 
     @property
     def title(self) -> str:
         """The first line of its page."""
-        return inspect.getdoc(self.check).splitlines()[0]  # type: ignore[union-attr] # a rule without one isn't made
+        return self.text.splitlines()[0]
 
     def find(self, repository: Repository) -> list[Finding]:
         """What is found in a repository, under this rule's id."""
@@ -43,7 +45,7 @@ class Rule:
     def page(self) -> str:
         """Why, what to write, since which version, and where it is written."""
         held = f"\n\nHolds for Triton {self.since}." if self.since else ""
-        return f"{self.id}: {inspect.getdoc(self.check)}{held}\n\nWritten in {self.written}"
+        return f"{self.id}: {self.text}{held}\n\nWritten in {self.written}"
 
 
 def rule(name: str, written: str = CONFIGURATION, since: str = "") -> Callable[[Check], Rule]:
@@ -60,8 +62,9 @@ def rule(name: str, written: str = CONFIGURATION, since: str = "") -> Callable[[
     """
 
     def made(check: Check) -> Rule:
-        if not check.__doc__:
+        text = inspect.getdoc(check)
+        if not text:
             raise TypeError(f"rule {name} has no docstring, which is its page")
-        return Rule(name, check, written, since)
+        return Rule(name, check, text, written, since)
 
     return made

@@ -20,15 +20,15 @@ def test_a_preset_is_trained_served_and_worth_what_it_is_by_itself(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     spec = variant.changed(small(name), model__name=f"small_{name}")
-    kind = preset.of(spec, None, 30)  # type: ignore[arg-type]
+    kind = preset.of(spec, None, 30)
     model, to_json, _ = kind.train(3.0, lambda *_: None)
     weights = tmp_path / "model.pt"
     checkpoint.save(model, weights)
     assert '"data": "simulated"' in to_json("simulated")
     built = assembly.build(spec, weights, tmp_path / "models")
     space = Workspace(spec=spec, spec_file=tmp_path / "spec.toml", checkpoint=weights, out=built.folder)
-    author = Inference.of(model, weights, spec)  # type: ignore[arg-type]
-    rows = demonstrate(space, spec, author, kind.requests(), kind.trial(20))  # type: ignore[arg-type]
+    author = Inference.of(model, weights, spec)
+    rows = demonstrate(space, spec, author, kind.requests(), kind.trial(20))
     shown = capsys.readouterr().out
     assert max(row.difference for row in rows) < 1e-4
     assert len(rows[0].said.split("), ")) == 10  # every unseen item that is proposed, with its score
